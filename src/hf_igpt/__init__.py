@@ -1,0 +1,48 @@
+"""
+Image GPT for Hugging Face transformers: train, measure, use and share it.
+
+Importing this package registers its classes with transformers' Auto classes; nothing else happens.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+)
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
+
+from .configuration_igpt import ImageGPTConfig
+from .modeling_igpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
+
+
+__version__ = "0.1.0"
+
+
+class AutoModelForCausalImageModeling(_BaseAutoModelClass):
+    """Next-pixel image models: ours and transformers' own ImageGPT, which no Auto class of transformers reaches."""
+
+    _model_mapping = MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
+
+
+def _register() -> None:
+    # Our config has the name of transformers' own, and the mappings compare names: hence `exist_ok`. Entries are
+    # keyed by class, so nothing of transformers' is replaced.
+    AutoConfig.register("igpt", ImageGPTConfig)
+    AutoModel.register(ImageGPTConfig, ImageGPTModel, exist_ok=True)
+    AutoModelForCausalLM.register(ImageGPTConfig, ImageGPTForCausalImageModeling)
+    AutoModelForCausalImageModeling.register(ImageGPTConfig, ImageGPTForCausalImageModeling, exist_ok=True)
+    AutoModelForImageClassification.register(ImageGPTConfig, ImageGPTForImageClassification, exist_ok=True)
+
+
+_register()
+
+__all__ = [
+    "AutoModelForCausalImageModeling",
+    "ImageGPTConfig",
+    "ImageGPTForCausalImageModeling",
+    "ImageGPTForImageClassification",
+    "ImageGPTModel",
+]

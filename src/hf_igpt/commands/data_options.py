@@ -1,0 +1,77 @@
+"""Options about images and tokens that several commands share."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hf_igpt.commands.arguments import option
+
+
+if TYPE_CHECKING:
+    from hf_igpt.data.sources import ImageSource
+
+
+@dataclass(kw_only=True)
+class ImageOptions:
+    """Which images, and how they are split."""
+
+    dataset_name: str = option(
+        "digits", "'digits' (scikit-learn's), a data set on the Hub, a local folder, or a parquet file or glob"
+    )
+    dataset_config: str | None = option(None, "configuration of the data set")
+    dataset_revision: str | None = option(None, "commit, branch or tag on the Hub")
+    image_column: str | None = option(None, "column with the images; found where there is one")
+    label_column: str | None = option(None, "column with the class; found where there is one, 'none' for none")
+    train_split: str = option("train", "the data set's own name of its training split")
+    validation_split: str | None = option(None, "its validation split; found where there is one, 'none' ignores it")
+    test_split: str | None = option(None, "its test split; 'test' where there is one")
+    validation_fraction: float = option(
+        0.1, "share of train held out where there is no validation split", above=0, high=0.9
+    )
+    test_fraction: float | None = option(
+        None, "share of train held out for testing where there is no test split", above=0, high=0.9
+    )
+    fold_validation: bool = option(False, "train on validation too, after tuning")
+    max_images: int | None = option(None, "at most so many images of each split", low=1)
+    streaming: bool = option(False, "read images as they come instead of downloading all of them first")
+    split_seed: int = option(0, "seed of the splits", low=0)
+
+
+@dataclass(kw_only=True)
+class GridOptions:
+    """How an image becomes a grid of tokens."""
+
+    image_size: list[int] = option([32], "side, or height and width, of the token grid in pixels", low=1, high=4096)
+    crop_size: int | None = option(
+        None, "first crop a centre square of so many pixels (the shorter side is brought to it)", low=1
+    )
+    num_colors: int = option(512, "colours of the palette", low=2, high=4096)
+
+
+def load_source(options: ImageOptions) -> "ImageSource":
+    """The images that the options name."""
+    from hf_igpt.data.sources import load_images
+
+    return load_images(
+        options.dataset_name,
+        options.dataset_config,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        train_split=options.train_split,
+        validation_split=options.validation_split,
+        test_split=options.test_split,
+        validation_fraction=options.validation_fraction,
+        test_fraction=options.test_fraction,
+        fold_validation=options.fold_validation,
+        seed=options.split_seed,
+        streaming=options.streaming,
+        max_images=options.max_images,
+        revision=options.dataset_revision,
+    )
+
+
+def grid_size(options: GridOptions) -> dict[str, int]:
+    """Height and width of the token grid, as the image processor takes them."""
+    sides = options.image_size if len(options.image_size) != 1 else options.image_size * 2
+    if len(sides) != 2:
+        raise ValueError(f"`image_size` must be one side, or height and width, got {options.image_size}.")
+    return {"height": sides[0], "width": sides[1]}

@@ -1,0 +1,43 @@
+"""Fits a colour palette to images and saves it as an image processor, with pictures and results.json.
+
+hf-igpt fit_palette --dataset_name digits --image_size 8 --num_colors 16 --output_dir outputs/palette
+"""
+
+from dataclasses import dataclass
+
+from hf_igpt.commands.arguments import option, parse_arguments
+from hf_igpt.commands.data_options import GridOptions, ImageOptions, grid_size, load_source
+from hf_igpt.commands.running import run_command
+
+
+@dataclass(kw_only=True)
+class FitPaletteArguments(ImageOptions, GridOptions):
+    """Options of fit_palette."""
+
+    output_dir: str = option("outputs/palette", "folder for the image processor, pictures and results.json")
+    seed: int = option(0, "seed of k-means", low=0)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `hf-igpt fit_palette`."""
+    run_command(_main, argv)
+
+
+def _main(argv: list[str] | None) -> None:
+    arguments = parse_arguments(FitPaletteArguments, __doc__, argv)
+    from hf_igpt.data.preparation import prepare_palette
+    from hf_igpt.results import print_results, read_results
+
+    prepare_palette(
+        arguments.output_dir,
+        load_source(arguments),
+        num_colors=arguments.num_colors,
+        size=grid_size(arguments),
+        crop_size=arguments.crop_size,
+        seed=arguments.seed,
+    )
+    print_results(read_results(arguments.output_dir))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The console script `hf-igpt COMMAND ...`."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+# What each command does, and whether it runs on several devices and is started by accelerate.
+COMMANDS = {
+    "fit_palette": ("fit a colour palette to images", False),
+    "tokenize_dataset": ("turn images into tokens with a palette", False),
+    "pretrain": ("train a model from images, with a recipe", True),
+    "evaluate": ("score held-out images: nats per token, bits per pixel", True),
+    "sample": ("draw images and complete held-out ones", False),
+    "env": ("print what an issue report needs", False),
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Runs a command; training and evaluation through `accelerate launch`, with its own configuration if there is."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return
+    command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        print(f"error: unknown command {command!r}\n\n{_usage()}", file=sys.stderr)
+        sys.exit(2)
+    if not COMMANDS[command][1] or "-h" in rest or "--help" in rest:
+        sys.exit(_run_here(command, rest))
+    if importlib.util.find_spec("accelerate") is None:
+        print("error: accelerate is not installed: pip install 'hf-igpt[train]'", file=sys.stderr)
+        sys.exit(1)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *_launch_defaults()]
+    sys.exit(subprocess.run([*launch, "-m", f"hf_igpt.commands.{command}", *rest]).returncode)
+
+
+def _run_here(command: str, rest: list[str]) -> int:
+    module = importlib.import_module(f"hf_igpt.commands.{command}")
+    module.main(rest)
+    return 0
+
+
+def _launch_defaults() -> list[str]:
+    """What `accelerate launch` would warn about choosing by itself, unless the user has configured it."""
+    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")).expanduser()
+    if (cache / "accelerate" / "default_config.yaml").is_file() or os.environ.get("ACCELERATE_CONFIG_FILE"):
+        return []
+    return ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+
+
+def _usage() -> str:
+    lines = [f"  {name:18}{text}" for name, (text, _) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: hf-igpt COMMAND [RECIPE] [--option value ...]",
+            "",
+            *lines,
+            "",
+            "hf-igpt COMMAND --help lists a command's options. A recipe is a YAML file or the name of a shipped one.",
+            "For several devices: accelerate launch -m hf_igpt.commands.COMMAND ... (or configure accelerate once).",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""What every command does around its work: exit codes, error messages, logging, the main process."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+
+FAILURE = 1
+INTERRUPTED = 130
+# Extras of pyproject.toml by the module that is missing without them.
+_EXTRAS = {
+    "accelerate": "train",
+    "datasets": "train",
+    "matplotlib": "train",
+    "sklearn": "train",
+    "yaml": "train",
+    "tensorboard": "tracking",
+}
+
+
+def run_command(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:
+    """
+    Runs a command's `main` and ends the process: 0 when everything asked for exists, 1 for what the user can mend and
+    for training that had to stop, with the cause as the last line on stderr, 130 on Ctrl-C. Anything else is a bug
+    and keeps its traceback.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "datasets", "matplotlib", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        main(argv)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to continue", INTERRUPTED)
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        _fail(f"{error.name} is not installed: pip install 'hf-igpt[{extra}]'")
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+    except RuntimeError as error:
+        if not _is_expected(error):
+            raise
+        _fail(str(error))
+    except SystemExit:
+        raise
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that prints, by what the launcher says; true without one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _is_expected(error: RuntimeError) -> bool:
+    from hf_igpt.training.errors import TrainingStopped
+
+    return isinstance(error, TrainingStopped)
+
+
+def _fail(message: str, code: int = FAILURE) -> None:
+    from hf_igpt.redaction import redact
+
+    sys.stdout.flush()
+    print(f"error: {redact(message)}", file=sys.stderr, flush=True)
+    sys.exit(code)

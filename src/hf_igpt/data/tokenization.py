@@ -1,0 +1,240 @@
+"""Images to stored tokens: `datasets` map functions.
+
+A tokenized split has the column `input_ids`, a fixed-size list of small integers (one byte a token for up to 256
+values, two above), and `label` where the images have classes.
+"""
+
+import hashlib
+import json
+import logging
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hf_igpt.data.columns import find_image_column, find_label_column, read_image, row_file
+from hf_igpt.data.sources import ImageSource
+from hf_igpt.data.token_store import token_record, write_record
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
+
+
+logger = logging.getLogger(__name__)
+
+
+def tokenize(
+    images: "ImageSource | DatasetDict | Dataset | IterableDataset",
+    processor: Any,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    batch_size: int = 256,
+    num_proc: int | None = None,
+    skip_damaged: bool = False,
+    image_roots: tuple[str, ...] = (),
+) -> "DatasetDict | IterableDatasetDict | Dataset | IterableDataset":
+    """Turns images into tokens, cached, in several processes or as a stream.
+
+    A second run with equal images, palette, processor settings, package version and tokenizing code reads the first
+    one's cache.
+
+    Args:
+        images: A source, or one data set or a dictionary of them.
+        processor: The image processor whose palette and size make the tokens.
+        image_column: Column with the images; a source knows its own, otherwise found as in `load_images`.
+        label_column: Column with the class, or "none"; as `image_column`.
+        batch_size: Images a call of the processor.
+        num_proc: Processes; None uses this one. A stream uses its reader's workers instead.
+        skip_damaged: Leave out images that can't be read. They are counted and listed under "skipped" in
+            `tokens_info`; a stream, whose end is unknown, logs a warning for each.
+        image_roots: Folders that a row's path may point into; a source knows its own. Bytes need none.
+
+    Returns:
+        What went in, as tokens: a data set, or a dictionary for a source or a dictionary.
+
+    Raises:
+        ValueError: If a split is empty, a column is missing, or an image is damaged: names split, row and file. Rows
+            count from 0 in the split as given.
+    """
+    from datasets import Dataset, DatasetDict, IterableDatasetDict
+
+    if isinstance(images, ImageSource):
+        image_column = image_column or images.image_column
+        label_column = label_column or images.label_column or "none"
+        image_roots = (*images.image_roots, *image_roots)
+        images = images.splits
+    settings = {
+        "processor": processor,
+        "image_column": image_column,
+        "label_column": label_column,
+        "batch_size": batch_size,
+        "num_proc": num_proc,
+        "skip_damaged": skip_damaged,
+        "image_roots": image_roots,
+    }
+    if not isinstance(images, dict):
+        return _tokenize_split(images, str(getattr(images, "split", None) or "train"), **settings)
+    tokens = {name: _tokenize_split(split, name, **settings) for name, split in images.items()}
+    stored = all(isinstance(split, Dataset) for split in tokens.values())
+    return DatasetDict(tokens) if stored else IterableDatasetDict(tokens)
+
+
+def _tokenize_split(images: Any, split: str, processor: Any, **settings: Any) -> Any:
+    from datasets import Dataset, Image
+
+    if images.features is None:
+        raise ValueError(f"The columns of the split {split!r} are unknown; load it with `streaming=False`.")
+    image_column = find_image_column(images.features, settings["image_column"])
+    label_column = find_label_column(images.features, settings["label_column"])
+    record = token_record(processor)
+    stored = isinstance(images, Dataset)
+    if stored and len(images) == 0:
+        raise ValueError(f"The split {split!r} is empty: there is nothing to tokenize.")
+    if isinstance(images.features[image_column], Image):
+        images = images.cast_column(image_column, Image(decode=False))
+    function = partial(
+        _tokenize_batch,
+        processor=processor,
+        split=split,
+        image_column=image_column,
+        label_column=label_column,
+        skip_damaged=settings["skip_damaged"],
+        image_roots=settings["image_roots"],
+        keep_rows=stored,
+    )
+    features = _features(record, images.features, label_column, with_damage=stored)
+    arguments = {"batched": True, "with_indices": True, "batch_size": settings["batch_size"], "features": features}
+    if not stored:
+        tokens = images.map(function, remove_columns=list(images.features), **arguments)
+        write_record(tokens, record, [])
+        return tokens
+    fingerprint = _fingerprint(images, record, image_column, label_column, settings["skip_damaged"], split)
+    tokens = images.map(
+        function,
+        remove_columns=images.column_names,
+        num_proc=settings["num_proc"],
+        new_fingerprint=fingerprint,
+        cache_file_name=_cache_file(fingerprint),
+        desc=f"Tokenizing {split}",
+        **arguments,
+    )
+    tokens, skipped = _drop_damaged(tokens, split)
+    write_record(tokens, record, skipped)
+    return tokens
+
+
+def _tokenize_batch(
+    batch: dict[str, list],
+    rows: list[int],
+    *,
+    processor: Any,
+    split: str,
+    image_column: str,
+    label_column: str | None,
+    skip_damaged: bool,
+    image_roots: tuple[str, ...],
+    keep_rows: bool,
+) -> dict[str, Any]:
+    """Tokens of one batch. With `keep_rows`, a damaged row stays as zeros with its damage in JSON beside it."""
+    pixels, damage = [], []
+    for row, value in zip(rows, batch[image_column], strict=True):
+        try:
+            pixels.append(processor.pixels([read_image(value, image_roots)])[0])
+            damage.append(None)
+        except (ValueError, OSError) as error:
+            where = {"split": split, "row": row, "file": row_file(value), "reason": str(error)}
+            if not skip_damaged:
+                raise ValueError(_damage_message(where)) from error
+            damage.append(json.dumps(where))
+    good = np.array([text is None for text in damage], dtype=bool)
+    values = np.zeros((len(rows), _num_tokens(processor)), dtype=_token_dtype(processor.num_colors))
+    if good.any():
+        values[good] = processor.quantize(np.stack(pixels))
+    if keep_rows:
+        result = {"input_ids": values, "damage": damage}
+    else:
+        result = {"input_ids": values[good]}
+        for text in filter(None, damage):
+            logger.warning("Skipped: %s", _damage_message(json.loads(text)))
+    if label_column is not None:
+        labels = batch[label_column]
+        result["label"] = labels if keep_rows else [labels[row] for row in np.flatnonzero(good)]
+    return result
+
+
+def _damage_message(where: dict[str, Any]) -> str:
+    file = f", file {where['file']}" if where["file"] else ""
+    return f"The image in row {where['row']} of the split {where['split']!r}{file} can't be used: {where['reason']}"
+
+
+def _drop_damaged(tokens: "Dataset", split: str) -> tuple["Dataset", list[dict[str, Any]]]:
+    column = tokens.data.column("damage")
+    if column.null_count == len(column):
+        return tokens.remove_columns("damage"), []
+    texts = column.to_pylist()
+    skipped = [json.loads(text) for text in texts if text is not None]
+    for where in skipped:
+        logger.warning("Skipped: %s", _damage_message(where))
+    if len(skipped) == len(texts):
+        raise ValueError(f"No image of the split {split!r} can be read. {_damage_message(skipped[0])}")
+    kept = tokens.select([row for row, text in enumerate(texts) if text is None])
+    return kept.remove_columns("damage"), skipped
+
+
+def _features(record: dict[str, Any], images: "Features", label_column: str | None, with_damage: bool) -> "Features":
+    from datasets import Features, Sequence, Value
+
+    length = record["grid"][0] * record["grid"][1] * record["num_channels"]
+    dtype = np.dtype(_token_dtype(record["num_values"])).name
+    features = {"input_ids": Sequence(Value(dtype), length=length)}
+    if label_column is not None:
+        features["label"] = images[label_column]
+    if with_damage:
+        features["damage"] = Value("string")
+    return Features(features)
+
+
+def _fingerprint(images: "Dataset", record: dict[str, Any], *settings: Any) -> str:
+    """Key of the cache. `datasets` would hash our functions by name and bring back old tokens after an upgrade."""
+    import PIL
+
+    parts = [images._fingerprint, record, settings, PIL.__version__, _code_hash()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _code_hash() -> str:
+    digest = hashlib.sha256()
+    for path in _code_files():
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _code_files() -> list[Path]:
+    from hf_igpt import image_processing_igpt, image_reading_igpt, palette_igpt
+    from hf_igpt.data import columns
+
+    modules = (image_processing_igpt, image_reading_igpt, palette_igpt, columns)
+    return [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
+
+
+def _cache_file(fingerprint: str) -> str | None:
+    """Also for data held in memory, which `datasets` caches for one session only."""
+    from datasets import config, is_caching_enabled
+
+    if not is_caching_enabled():
+        return None
+    folder = Path(config.HF_DATASETS_CACHE) / "hf_igpt_tokens"
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / f"{fingerprint}.arrow")
+
+
+def _token_dtype(num_values: int) -> type[np.unsignedinteger]:
+    return np.uint8 if num_values <= 256 else np.uint16
+
+
+def _num_tokens(processor: Any) -> int:
+    height, width = processor.grid
+    return height * width

@@ -1,0 +1,369 @@
+"""Image processor of Image GPT: images to colour tokens and back."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+
+from .image_reading_igpt import MAX_IMAGE_PIXELS, array_to_rgb, open_image, to_rgb
+from .palette_igpt import PaletteLookup, as_palette, palette_from_clusters, palette_hash
+
+
+MAX_SIDE = 4096  # of the grid and of the crop: a damaged config must not take all memory
+
+_BLOCK_IMAGES = 64
+_FIELDS = ("size", "palette", "do_resize", "do_center_crop", "crop_size", "resample")
+# What a saved config holds besides the fields, and what loading passes along with a user's keywords.
+_SERVICE_KEYS = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map"}
+_LOADING_KEYS = {"trust_remote_code", "code_revision", "proxies"}
+# transformers' ImageGPT processor always maps 0...255 to [-1, 1] and then to the nearest cluster; 127.5 * (c + 1) says
+# the same in 0...255. Its options are accepted where they ask for just that.
+_NATIVE_OPTIONS = {
+    "do_color_quantize": (True,),
+    "do_convert_rgb": (True,),
+    "do_rescale": (True,),
+    "rescale_factor": (1 / 255,),
+    "do_normalize": (True,),
+    "image_mean": (0.5, [0.5, 0.5, 0.5]),
+    "image_std": (0.5, [0.5, 0.5, 0.5]),
+    "do_pad": (False,),
+    "default_to_square": (True,),
+    "data_format": ("channels_first",),
+}
+
+
+class IGPTImageProcessor(BaseImageProcessor):
+    """Turns images into tokens, the indices of the nearest palette colours in raster order, and tokens into images.
+
+    Every image is converted to upright 8-bit RGB (see `to_rgb`), brought to the size of the token grid and quantized
+    exactly: the float64 argmin of the squared RGB distance, the lowest index among equals. An image gives the same
+    tokens alone and in a batch. With `do_center_crop` it is first resized so that its shorter side fills `crop_size`,
+    then cropped there in the middle, then resized to `size`. The paper's evaluation (shorter side 224, centre crop
+    224 x 224, then the model's resolution) is `do_center_crop=True, crop_size=224`.
+
+    Args:
+        size: the token grid, `{"height": 32, "width": 32}` or one number for both. Pixels, at most 4096 a side.
+        palette: RGB colours of shape (colours, 3) in 0...255, or None until one is fitted
+            (`hf_igpt.data.fit_palette`).
+        do_resize: whether to resize. With False every image must have the right size already.
+        do_center_crop: whether to crop to the middle first; without it the aspect ratio gives way to `size`.
+        crop_size: size of the centre crop, as `size`; None means `size`. Only with `do_center_crop`.
+        resample: Pillow's resampling filter by number; 2, bilinear with antialiasing, is that of transformers'
+            ImageGPT (the paper names none).
+        kwargs: `clusters`, the colours of transformers' ImageGPT in [-1, 1], in place of `palette`, and the other
+            fields of its config, each of which must have the value that its checkpoints have.
+
+    Raises:
+        ValueError: if a value is unsuitable, or a keyword is unknown.
+    """
+
+    model_input_names = ["input_ids"]
+
+    def __init__(
+        self,
+        size: dict[str, int] | int | None = None,
+        palette: Any = None,
+        do_resize: bool = True,
+        do_center_crop: bool = False,
+        crop_size: dict[str, int] | int | None = None,
+        resample: int = Image.Resampling.BILINEAR,
+        **kwargs,
+    ):
+        super().__init__()
+        clusters = _check_native_options(kwargs)
+        if clusters is not None:
+            if palette is not None:
+                raise ValueError("`palette` and `clusters` are the same thing in two scales: give one of them.")
+            palette = palette_from_clusters(clusters)
+        self.size = _as_size(32 if size is None else size, "size")
+        self.do_resize = _as_bool(do_resize, "do_resize")
+        self.do_center_crop = _as_bool(do_center_crop, "do_center_crop")
+        if crop_size is not None and not do_center_crop:
+            raise ValueError(f"`crop_size`={crop_size} needs `do_center_crop=True`.")
+        self.crop_size = None if crop_size is None else _as_size(crop_size, "crop_size")
+        self.resample = _as_resample(resample)
+        self._palette = None if palette is None else _read_only(as_palette(palette))
+        self._lookup = None
+
+    @property
+    def palette(self) -> np.ndarray | None:
+        """The colours, a read-only float64 array of shape (colours, 3), RGB in 0...255; None before one is fitted."""
+        return self._palette
+
+    @property
+    def clusters(self) -> np.ndarray | None:
+        """The palette as transformers' ImageGPT has it, in [-1, 1]."""
+        return None if self._palette is None else self._palette / 127.5 - 1.0
+
+    @property
+    def palette_hash(self) -> str:
+        """Short hash of the palette: data, processors and checkpoints that belong together agree on it."""
+        return palette_hash(self._fitted_palette())
+
+    @property
+    def num_colors(self) -> int:
+        """The number of colours, which is the number of values a token can have."""
+        return len(self._fitted_palette())
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(height, width) of the token grid."""
+        return self.size["height"], self.size["width"]
+
+    def preprocess(
+        self, images: Any, return_tensors: str | None = None, input_data_format: str | None = None, **kwargs
+    ) -> BatchFeature:
+        """Turn images into tokens; what calling the processor does.
+
+        Args:
+            images: one image or a list of them, each a Pillow image, a local path, the bytes of an image file, a NumPy
+                array or a torch tensor (see `to_rgb`); or one array or tensor with four axes, a batch.
+            return_tensors: "pt" for torch, "np" or None for NumPy.
+            input_data_format: "channels_last" or "channels_first", for arrays of which both could be true.
+
+        Returns:
+            BatchFeature with `input_ids`, int64 of shape (batch, height * width), without the start token.
+
+        Raises:
+            ValueError: if an image is unsuitable (says which and why), no palette is set or a keyword is unknown.
+        """
+        if kwargs:
+            raise ValueError(
+                f"unknown keyword {min(kwargs)!r}: a call takes `return_tensors` and `input_data_format`. "
+                "Sizes, crop, filter and palette belong to the processor; build another one for other values."
+            )
+        if return_tensors not in (None, "pt", "np"):
+            raise ValueError(f'`return_tensors` must be "pt", "np" or None, got {return_tensors!r}.')
+        self._fitted_palette()
+        tokens = self.quantize(self.pixels(images, input_data_format)).astype(np.int64)
+        return BatchFeature({"input_ids": tokens}, tensor_type=return_tensors)
+
+    def pixels(self, images: Any, input_data_format: str | None = None) -> np.ndarray:
+        """The first half of a call: RGB pixels at the size of the grid, uint8 of shape (batch, height, width, 3)."""
+        if _is_array(images):
+            batch = array_to_rgb(images, input_data_format)
+            images = batch if batch.ndim == 4 else batch[None]
+            input_data_format = "channels_last"
+            if images.shape[1:3] == self.grid and not self.do_center_crop:
+                return np.ascontiguousarray(images)
+        elif not isinstance(images, (list, tuple)):
+            images = [images]
+        if len(images) == 0:
+            raise ValueError("`images` is empty: give at least one image.")
+        pixels = np.empty((len(images), *self.grid, 3), dtype=np.uint8)
+        for start in range(0, len(images), _BLOCK_IMAGES):
+            self._read_block(images, start, pixels[start : start + _BLOCK_IMAGES], input_data_format)
+        return pixels
+
+    def _read_block(self, images: Any, start: int, out: np.ndarray, input_data_format: str | None) -> None:
+        # Pasting into one tall image and reading that costs a third of reading every image by itself.
+        height, width = self.grid
+        column = Image.new("RGB", (width, height * len(out)))
+        for row in range(len(out)):
+            image = images[start + row]
+            if not self._is_ready(image):
+                try:
+                    image = self._fit(to_rgb(image, input_data_format))
+                except ValueError as error:
+                    raise ValueError(f"images[{start + row}]: {error}" if len(images) > 1 else str(error)) from error
+            column.paste(image, (0, row * height))
+        out[...] = np.asarray(column).reshape(out.shape)
+
+    def _is_ready(self, image: Any) -> bool:
+        """Whether conversion and resizing would give back the same pixels: a shortcut for large batches."""
+        return (
+            type(image) is Image.Image  # files may be unread, and have their orientation elsewhere than in `info`
+            and image.mode == "RGB"
+            and not image.info
+            and image.size == (self.size["width"], self.size["height"])
+            and not self.do_center_crop
+        )
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        """Bring one RGB image to the size of the grid."""
+        target = (self.size["width"], self.size["height"])
+        if self.do_center_crop:
+            image = self._center_crop(image)
+        if image.size == target:
+            return image
+        if not self.do_resize:
+            raise ValueError(
+                f"with `do_resize=False` an image must come out {target[0]} wide and {target[1]} high, "
+                f"got {image.width} x {image.height}."
+            )
+        return image.resize(target, self.resample)
+
+    def _center_crop(self, image: Image.Image) -> Image.Image:
+        size = self.crop_size or self.size
+        width, height = size["width"], size["height"]
+        if self.do_resize:
+            scale = max(width / image.width, height / image.height)
+            # The longer side is cut to a whole number of pixels, as torchvision's Resize does.
+            filled = max(width, int(image.width * scale)), max(height, int(image.height * scale))
+            if filled[0] * filled[1] > MAX_IMAGE_PIXELS:
+                raise ValueError(
+                    f"an image of {image.width} x {image.height} is too long and narrow for a centre crop: with the "
+                    f"shorter side at the crop's it has {filled[0]} x {filled[1]} pixels."
+                )
+            if filled != image.size:
+                image = image.resize(filled, self.resample)
+        if image.width < width or image.height < height:
+            raise ValueError(
+                f"an image of {image.width} x {image.height} is smaller than the centre crop {width} x {height}."
+            )
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        return image.crop((left, top, left + width, top + height))
+
+    def quantize(self, pixels: np.ndarray) -> np.ndarray:
+        """The second half of a call: tokens, uint16 of shape (batch, height * width), of such pixels."""
+        palette = self._fitted_palette()
+        if np.shape(pixels)[1:] != (*self.grid, 3):
+            raise ValueError(
+                f"`pixels` must have the shape (batch, {self.grid[0]}, {self.grid[1]}, 3), got {np.shape(pixels)}."
+            )
+        if self._lookup is None:
+            self._lookup = PaletteLookup(palette)
+        return self._lookup.quantize(pixels).reshape(len(pixels), -1)
+
+    def decode(self, tokens: Any) -> list[Image.Image]:
+        """Turn tokens into RGB images: each palette colour rounded to whole levels.
+
+        Args:
+            tokens: integers of shape (batch, height * width) or (height * width,), as list, array or tensor, without
+                the start token.
+
+        Raises:
+            ValueError: if the shape is wrong, or a token is no colour of the palette; gives value, position, limits.
+        """
+        height, width = self.grid
+        ids = _as_integers(tokens)
+        if ids.ndim not in (1, 2) or ids.shape[-1] != height * width:
+            raise ValueError(
+                f"`tokens` must have the shape (batch, {height * width}) or ({height * width},) for the grid "
+                f"{height} x {width}, got {ids.shape}."
+            )
+        wrong = (ids < 0) | (ids >= self.num_colors)
+        if wrong.any():
+            position = tuple(int(i) for i in np.argwhere(wrong)[0])
+            raise ValueError(
+                f"`tokens` must be in 0...{self.num_colors - 1}, got {ids[position]} at position {position}. "
+                "The start token is no colour: cut it off first."
+            )
+        colors = np.rint(self._palette).astype(np.uint8)
+        return [Image.fromarray(image) for image in colors[ids.reshape(-1, height, width)]]
+
+    def _fitted_palette(self) -> np.ndarray:
+        if self._palette is None:
+            raise ValueError("this processor has no `palette` yet: fit one with `hf_igpt.data.fit_palette`.")
+        return self._palette
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs) -> "IGPTImageProcessor":
+        """Build a processor from a saved config; keywords override its fields, an unknown one is a ValueError."""
+        if not isinstance(image_processor_dict, dict):
+            raise ValueError(
+                f"preprocessor_config.json must hold a JSON object, got {type(image_processor_dict).__name__}."
+            )
+        return_unused_kwargs = kwargs.pop("return_unused_kwargs", False)
+        config = {key: value for key, value in image_processor_dict.items() if key not in _SERVICE_KEYS}
+        overrides = {key: value for key, value in kwargs.items() if key in (*_FIELDS, "clusters")}
+        if overrides.keys() & {"palette", "clusters"}:
+            config = {key: value for key, value in config.items() if key not in ("palette", "clusters")}
+        unused = {key: value for key, value in kwargs.items() if key not in overrides}
+        processor = cls(**{**config, **overrides})
+        if return_unused_kwargs:
+            return processor, unused
+        unknown = {key for key in unused if key not in _LOADING_KEYS and not key.startswith("_")}
+        if unknown:
+            raise ValueError(f"unknown keyword {min(unknown)!r}: known ones are {', '.join(_FIELDS)}.")
+        return processor
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as it is saved: plain JSON values, the palette as a list of rows."""
+        config = {name: getattr(self, name) for name in _FIELDS}
+        config["palette"] = None if self._palette is None else self._palette.tolist()
+        config["image_processor_type"] = type(self).__name__
+        config["auto_map"] = {"AutoImageProcessor": "image_processing_igpt.IGPTImageProcessor"}
+        return config
+
+    def __repr__(self) -> str:
+        colors = "None" if self._palette is None else f"<{self.num_colors} colours, hash {self.palette_hash}>"
+        fields = {name: colors if name == "palette" else repr(getattr(self, name)) for name in _FIELDS}
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in fields.items())})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The lookup is large and its content depends on what was asked: workers and fingerprints do without it.
+        return {**self.__dict__, "_lookup": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._palette is not None:
+            _read_only(self._palette)
+
+
+def _check_native_options(options: dict[str, Any]) -> Any:
+    """Take `clusters` out of the extra keywords; refuse the others unless they ask for what this processor does."""
+    clusters = None
+    for name, value in options.items():
+        if name == "clusters":
+            clusters = value
+        elif name in _SERVICE_KEYS or value is None:
+            continue
+        elif name not in _NATIVE_OPTIONS:
+            raise ValueError(f"unknown keyword {name!r}: known ones are {', '.join(_FIELDS)}, clusters.")
+        elif (list(value) if isinstance(value, tuple) else value) not in _NATIVE_OPTIONS[name]:
+            raise ValueError(f"`{name}` can only be {_NATIVE_OPTIONS[name][0]!r} here, got {value!r}.")
+    return clusters
+
+
+def _as_size(size: Any, name: str) -> dict[str, int]:
+    if hasattr(size, "keys"):
+        if set(size.keys()) != {"height", "width"}:
+            raise ValueError(f'`{name}` must have "height" and "width" and nothing else, got {dict(size)}.')
+        sides = [size["height"], size["width"]]
+    else:
+        sides = list(size) if isinstance(size, (list, tuple)) else [size, size]
+    if len(sides) != 2 or not all(_is_integer(side) and 1 <= side <= MAX_SIDE for side in sides):
+        raise ValueError(f"`{name}` must be a height and a width, whole numbers from 1 to {MAX_SIDE}, got {size!r}.")
+    return {"height": int(sides[0]), "width": int(sides[1])}
+
+
+def _as_bool(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"`{name}` must be true or false, got {value!r}.")
+    return value
+
+
+def _as_resample(resample: Any) -> int:
+    known = {int(filter_): filter_.name.lower() for filter_ in Image.Resampling}
+    if not _is_integer(resample) or int(resample) not in known:
+        choices = ", ".join(f"{number} ({name})" for number, name in sorted(known.items()))
+        raise ValueError(f"`resample` must be one of Pillow's filters {choices}, got {resample!r}.")
+    return int(resample)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) or hasattr(value, "detach")
+
+
+def _as_integers(tokens: Any) -> np.ndarray:
+    try:
+        ids = tokens.detach().cpu().numpy() if hasattr(tokens, "detach") else np.asarray(tokens)
+    except ValueError as error:
+        raise ValueError("`tokens` must be rows of equal length.") from error
+    if ids.dtype.kind not in "iu":
+        raise ValueError(f"`tokens` must be integers, got values of type {ids.dtype}.")
+    return ids
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    array.setflags(write=False)
+    return array
+
+
+__all__ = ["IGPTImageProcessor", "open_image", "to_rgb"]

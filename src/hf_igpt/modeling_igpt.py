@@ -1,0 +1,725 @@
+"""
+Image GPT, an autoregressive or masked Transformer over the tokens of an image. Read bottom-up.
+
+It differs from GPT-2 in (lines of openai/image-gpt, src/model.py):
+- norms divide by the root mean square, without mean or bias (31-39);
+- the activation is x * sigmoid(1.702 x), "quick GELU" (28);
+- projections have no biases (transformers' ImageGPT adds them: `use_bias`);
+- a learned start vector stands in front and the last token is no input (177-180); here it is the last vocabulary row;
+- the output head is not tied to the embedding, has one row per token value and starts at zero (168);
+- matrices are initialised as `_init_weights` lists;
+- masked models attend in both directions and zero the content embedding of masked tokens (160-162).
+
+Shapes: B images, T tokens in raster order, C width, H heads, D head size, V token values.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationConfig, GenerationMixin, PromptLookupCandidateGenerator
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.utils import can_return_tuple, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .checkpoint_igpt import read_state_dict, refuse_other_sizes
+from .configuration_igpt import ImageGPTConfig
+from .functional_igpt import quick_gelu, recomputed_for_backward, rms_norm
+from .native_igpt import native_state_dict_to_igpt
+
+
+logger = logging.get_logger(__name__)
+
+# What `from_pretrained` takes to find files, for reading a config or weights beside it.
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class ImageGPTRMSNorm(nn.Module):
+    """Divides by the root mean square over the width; statistics are computed in float32 for half-precision input."""
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(hidden_size))
+        self.eps = eps
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return rms_norm(hidden_states, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}"
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention written out, weights in float32 up; returns the weights too, for `output_attentions`."""
+    dtype = torch.promote_types(torch.float32, query.dtype)
+    attn_weights = torch.matmul(query.to(dtype), key.to(dtype).transpose(2, 3)) * scaling  # (B, H, T, T)
+    if attention_mask is not None:
+        # The lowest number of float16 is within the range of weights: what is hidden needs the lowest of this type.
+        is_bool = attention_mask.dtype == torch.bool
+        hidden = ~attention_mask if is_bool else attention_mask == torch.finfo(attention_mask.dtype).min
+        attn_weights = attn_weights if is_bool else attn_weights + attention_mask
+        attn_weights = attn_weights.masked_fill(hidden, torch.finfo(dtype).min)
+    attn_weights = F.softmax(attn_weights, dim=-1).to(query.dtype)
+    attn_weights = F.dropout(attn_weights, p=dropout, training=module.training)
+    attn_output = torch.matmul(attn_weights, value).transpose(1, 2).contiguous()  # (B, T, H, D)
+    return attn_output, attn_weights
+
+
+def _linear(in_features: int, out_features: int, bias: bool, std: float) -> nn.Linear:
+    """A linear layer that carries the standard deviation of its initialisation, read by `_init_weights`."""
+    layer = nn.Linear(in_features, out_features, bias=bias)
+    layer.init_std = std
+    return layer
+
+
+class ImageGPTAttention(nn.Module):
+    def __init__(self, config: ImageGPTConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scaling /= layer_idx + 1
+        self.attention_dropout = config.attn_pdrop
+        self.is_causal = config.is_causal
+        width = config.hidden_size
+        self.c_attn = _linear(width, 3 * width, config.use_bias, width**-0.5)
+        self.c_proj = _linear(width, width, config.use_bias, (width * config.num_hidden_layers) ** -0.5)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch, length, width = hidden_states.shape
+        qkv = self.c_attn(hidden_states).view(batch, length, 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+        if self.config.reorder_and_upcast_attn:
+            dtype = torch.promote_types(torch.float32, query.dtype)
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        attn_output, attn_weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        attn_output = attn_output.reshape(batch, length, width).to(hidden_states.dtype)
+        return self.c_proj(attn_output), attn_weights
+
+
+class ImageGPTMLP(nn.Module):
+    def __init__(self, config: ImageGPTConfig):
+        super().__init__()
+        self.c_fc = _linear(config.hidden_size, config.intermediate_size, config.use_bias, 0.02)
+        self.act = quick_gelu if config.hidden_act == "quick_gelu" else ACT2FN[config.hidden_act]
+        self.c_proj = _linear(config.intermediate_size, config.hidden_size, config.use_bias, 0.02)
+
+    def forward(self, hidden_states: torch.Tensor, recompute: bool) -> torch.Tensor:
+        with recomputed_for_backward(self.act, self.c_fc(hidden_states), enabled=recompute) as activated:
+            return self.c_proj(activated)
+
+
+class ImageGPTBlock(GradientCheckpointingLayer):
+    def __init__(self, config: ImageGPTConfig, layer_idx: int):
+        super().__init__()
+        self.ln_1 = ImageGPTRMSNorm(config.hidden_size, config.layer_norm_eps)
+        self.attn = ImageGPTAttention(config, layer_idx)
+        self.ln_2 = ImageGPTRMSNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = ImageGPTMLP(config)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        # Gradient checkpointing recomputes the whole block; keeping inputs for parts of it would undo that.
+        recompute = not (self.gradient_checkpointing and self.training)
+        with recomputed_for_backward(self.ln_1, hidden_states, enabled=recompute) as normed:
+            attn_output, _ = self.attn(normed, attention_mask, past_key_values, **kwargs)
+        hidden_states = hidden_states + self.dropout(attn_output)
+        with recomputed_for_backward(self.ln_2, hidden_states, enabled=recompute) as normed:
+            return hidden_states + self.dropout(self.mlp(normed, recompute))
+
+
+class ImageGPTPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialisation shared by every Image GPT model."""
+
+    config_class = ImageGPTConfig
+    base_model_prefix = "transformer"
+    main_input_name = "input_ids"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True
+    _no_split_modules = ["ImageGPTBlock"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": ImageGPTBlock, "attentions": ImageGPTAttention}
+    # The direction of attention that a head needs; None follows the config.
+    _required_direction: bool | None = None
+
+    def __init__(self, config: ImageGPTConfig, *args, **kwargs):
+        config.validate_fields()
+        if self._required_direction is not None and config.is_causal != self._required_direction:
+            raise ValueError(
+                f"{type(self).__name__} needs `is_causal={self._required_direction}`, got a config with "
+                f"is_causal={config.is_causal}. Set the field, or use the head that fits this config."
+            )
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """
+        The paper's initialisation (openai/image-gpt, src/model.py 20-23, 111-136, 167-181). Standard deviations, all
+        scaled by `initializer_range / 0.02`:
+
+        | weight | std |
+        |---|---|
+        | token embedding, start token | 0.02 |
+        | position embedding | 0.01 |
+        | query, key, value | 1 / sqrt(width) |
+        | attention output | 1 / sqrt(width x layers) |
+        | both MLP matrices | 0.02 |
+        | output head, class head | 0 |
+        """
+        scale = self.config.initializer_range / 0.02
+        if isinstance(module, nn.Linear | nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=scale * module.init_std)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, ImageGPTRMSNorm):
+            init.ones_(module.weight)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """
+        As in transformers. Also reads checkpoints of transformers' own ImageGPT (`model_type: imagegpt`) into this
+        class, with equal logits; saved again, they have our layout.
+
+        Raises:
+            ValueError: the checkpoint was saved with an attention direction that this head cannot have, or its config
+                is not about its weights.
+        """
+        if pretrained_model_name_or_path is None or {"gguf_file", "state_dict"} & {*kwargs}:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        try:
+            saved, _ = ImageGPTConfig.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
+        except OSError:
+            # No config of its own: an adapter, a config given by the caller, or an error that transformers words.
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        if cls._required_direction is not None and saved.get("is_causal", True) != cls._required_direction:
+            raise ValueError(
+                f"{cls.__name__} needs a checkpoint with `is_causal={cls._required_direction}`, but "
+                f"{pretrained_model_name_or_path} was saved with is_causal={saved.get('is_causal')}. "
+                "Load it with the head it was trained with."
+            )
+        is_native = saved.get("model_type") == "imagegpt"
+        if "quantization_config" not in saved:
+            saved_config = ImageGPTConfig.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
+            shapes = read_state_dict(
+                pretrained_model_name_or_path, kwargs.get("variant"), map_location="meta", **hub_arguments
+            )
+            shapes = native_state_dict_to_igpt(shapes) if is_native else shapes
+            refuse_other_sizes(pretrained_model_name_or_path, saved_config, shapes)
+        load = cls._from_native if is_native else super().from_pretrained
+        return load(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+    @classmethod
+    def _from_native(cls, name_or_path, *model_args, config, variant=None, output_loading_info=False, **kwargs):
+        hub_arguments = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+        if config is None:
+            config, kwargs = ImageGPTConfig.from_pretrained(
+                name_or_path, return_unused_kwargs=True, **hub_arguments, **kwargs
+            )
+        model, loading_info = super().from_pretrained(
+            None,
+            *model_args,
+            config=config,
+            state_dict=native_state_dict_to_igpt(read_state_dict(name_or_path, variant, **hub_arguments)),
+            output_loading_info=True,
+            **kwargs,
+        )
+        model.config.name_or_path = str(name_or_path)
+        return (model, loading_info) if output_loading_info else model
+
+    def resize_token_embeddings(self, *args, **kwargs):
+        """Refused: every id means one colour of the palette, so the vocabulary cannot grow or shrink."""
+        raise ValueError(
+            "The token embeddings of an Image GPT cannot be resized: every id is a colour of its palette. "
+            "Train a model with another palette instead."
+        )
+
+
+class ImageGPTModel(ImageGPTPreTrainedModel):
+    """The Transformer without a head: token ids in, hidden states after the final norm out."""
+
+    def __init__(self, config: ImageGPTConfig):
+        super().__init__(config)
+        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.wte.init_std = 0.02
+        self.wpe = nn.Embedding(config.n_positions, config.hidden_size)
+        self.wpe.init_std = 0.01
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList([ImageGPTBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
+        self.ln_f = ImageGPTRMSNorm(config.hidden_size, config.layer_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.wte
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.wte = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """
+        Args:
+            input_ids: token ids of shape (B, T), each in [0, vocab_size). Next-pixel models expect the start token
+                first.
+            attention_mask: 1 for tokens to attend to, 0 for others, of shape (B, T); or a prepared 4-D mask.
+            position_ids: positions of shape (B, T); by default they count on from the cache.
+            past_key_values: keys and values of the tokens before `input_ids`.
+            inputs_embeds: embeddings of shape (B, T, C) in place of `input_ids`; positions are added to them.
+            use_cache: return keys and values; by default `config.use_cache` outside training.
+
+        Returns:
+            `last_hidden_state` of shape (B, T, C) after the final norm. With `output_hidden_states=True` also the
+            input of every block and, last, the final norm's output.
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds`; ids outside the vocabulary; more tokens
+                than the grid has.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
+        if inputs_embeds is None:
+            _check_tokens("input_ids", input_ids, self.config, with_start=True)
+            inputs_embeds = self.wte(input_ids)
+        if use_cache and self.config.is_causal and not self.training and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        length = inputs_embeds.shape[1]
+        self._check_length(length, past_length)
+        if position_ids is None:
+            position_ids = (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
+
+        attention_mask = self._attention_mask(inputs_embeds, attention_mask, past_key_values)
+        hidden_states = self.drop(inputs_embeds + self.wpe(position_ids))
+        for block in self.h:
+            hidden_states = block(hidden_states, attention_mask, past_key_values, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values)
+
+    def _check_length(self, length: int, past_length: int | torch.Tensor) -> None:
+        # A static cache counts in a tensor: reading it would break a compiled graph or wait for an accelerator.
+        if torch.is_tensor(past_length):
+            is_readable = past_length.device.type == "cpu" and not torch.compiler.is_compiling()
+            past_length = int(past_length) if is_readable else 0
+        total = length + past_length
+        if total > self.config.n_positions:
+            raise ValueError(
+                f"An image of this model has {self.config.n_positions} tokens (grid {self.config.grid}, "
+                f"{self.config.num_channels} per cell), got {total}. Resize the image, or load a model of that size."
+            )
+
+    def _attention_mask(
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+    ) -> torch.Tensor | None:
+        # These backends take the direction as a flag. `create_causal_mask` would build a T x T mask while compiling.
+        takes_flag = "sdpa" in self.config._attn_implementation or "flash" in self.config._attn_implementation
+        if attention_mask is None and past_key_values is None and takes_flag:
+            return None
+        return create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+        )
+
+    def encode(self, tokens: torch.LongTensor, **kwargs) -> BaseModelOutputWithPast:
+        """
+        Runs the backbone on the tokens of whole images as it was pretrained: next-pixel models see the start token
+        first and not the last token, so position i is what predicts token i; masked models see the tokens.
+
+        Args:
+            tokens: ids of shape (B, T), in raster order, without the start token.
+        """
+        if self.config.is_causal and self.config.use_start_token:
+            start = tokens.new_full((tokens.shape[0], 1), self.config.start_token_id)
+            tokens = torch.cat([start, tokens[:, :-1]], dim=1)
+        return self(input_ids=tokens, use_cache=False, **kwargs)
+
+    def pooled_features(self, tokens: torch.LongTensor, layer: int | None = None) -> torch.Tensor:
+        """
+        Mean over positions of one layer's features (paper, section 2.4), of shape (B, C).
+
+        Args:
+            tokens: ids of shape (B, T), without the start token.
+            layer: 0 (the normed embeddings) to `num_hidden_layers` (the final norm); by default
+                `config.pooler_layer`, or the final norm where that is not set.
+        """
+        layer = _resolve_layer(self.config, layer)
+        outputs = self.encode(tokens, output_hidden_states=layer < self.config.num_hidden_layers)
+        return self._pool(outputs, layer)
+
+    def _pool(self, outputs: BaseModelOutputWithPast, layer: int) -> torch.Tensor:
+        if layer == self.config.num_hidden_layers:
+            return outputs.last_hidden_state.mean(dim=1)
+        return self.h[layer].ln_1(outputs.hidden_states[layer]).mean(dim=1)
+
+
+class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
+    """Next-pixel Image GPT: the likelihood of an image, token by token in raster order, and its sampler."""
+
+    _required_direction = True
+
+    def __init__(self, config: ImageGPTConfig):
+        super().__init__(config)
+        self.transformer = ImageGPTModel(config)
+        self.lm_head = _linear(config.hidden_size, config.num_values, False, 0.0)
+        self.post_init()
+        self.generation_config = _paper_generation_config(config)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """
+        Teacher forcing, `forward(labels=tokens)`: puts the start token in front and scores every token, the first
+        included. Decoding, `forward(input_ids=[start, x_1 ... x_k])`: logits of the next token at every position.
+
+        Args:
+            input_ids: ids of shape (B, T) that begin with the start token.
+            labels: without `input_ids`, the tokens of whole images, of shape (B, T), each in [0, V). With `input_ids`,
+                the shifted loss of transformers' ImageGPT, which cannot score the first token: for parity only.
+            num_items_in_batch: labels in all batches of one optimizer step, over all processes, as Trainer counts
+                them. The loss is then this batch's share of their mean.
+
+        Returns:
+            `loss` in nats per token, `logits` of shape (B, T, V).
+
+        Raises:
+            ValueError: labels outside [0, V), the start token among them, or more tokens than the grid has.
+        """
+        if input_ids is None and inputs_embeds is None and labels is not None:
+            if attention_mask is not None or position_ids is not None or past_key_values is not None:
+                raise ValueError(
+                    "`labels` without `input_ids` score whole images: `attention_mask`, `position_ids` and "
+                    "`past_key_values` must not be given."
+                )
+            _check_tokens("labels", labels, self.config)
+            outputs = self.transformer.encode(labels, **kwargs)
+            logits = self.lm_head(outputs.last_hidden_state)
+            loss = _mean_cross_entropy(logits, labels, num_items_in_batch)
+            return CausalLMOutputWithPast(
+                loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+            )
+
+        outputs = self.transformer(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            self._warn_without_start_token(input_ids)
+            _check_tokens("labels", labels[:, 1:], self.config, ignored=-100)
+            loss = _mean_cross_entropy(logits[:, :-1], labels[:, 1:], num_items_in_batch)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def pooled_features(self, tokens: torch.LongTensor, layer: int | None = None) -> torch.Tensor:
+        """See [`ImageGPTModel.pooled_features`]."""
+        return self.transformer.pooled_features(tokens, layer)
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, **kwargs):
+        """The mask for a static cache. transformers' own asks for `layer_types`, which only windowed models have."""
+        return create_causal_mask(
+            config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values
+        )
+
+    def compute_transition_scores(self, sequences, scores, beam_indices=None, normalize_logits=False):
+        """As in transformers."""
+        with self._values_as_vocabulary():
+            return super().compute_transition_scores(sequences, scores, beam_indices, normalize_logits)
+
+    def _validate_generated_length(self, generation_config, *args, **kwargs):
+        # A too long request would otherwise fail only after the whole grid has been sampled.
+        limit = self.config.n_positions + 1
+        if generation_config.max_length > limit:
+            raise ValueError(
+                f"`max_length` must be at most {limit}, the start token and the {limit - 1} tokens of an image, got "
+                f"{generation_config.max_length} (or as many by `max_new_tokens`)."
+            )
+        super()._validate_generated_length(generation_config, *args, **kwargs)
+
+    def _get_logits_processor(self, *args, **kwargs):
+        # The encoder penalties look up the logits of every prompt token; the start token has none.
+        prompt = kwargs.get("encoder_input_ids")
+        if prompt is not None and prompt.dim() == 2 and not prompt.is_floating_point():
+            kwargs["encoder_input_ids"] = prompt[:, 1:]
+        with self._values_as_vocabulary():
+            return super()._get_logits_processor(*args, **kwargs)
+
+    def _get_candidate_generator(self, *args, **kwargs):
+        with self._values_as_vocabulary():
+            generator = super()._get_candidate_generator(*args, **kwargs)
+        if isinstance(generator, PromptLookupCandidateGenerator):
+            # It proposes tokens past the end of the image.
+            propose, limit = generator.get_candidates, self.config.n_positions
+            generator.get_candidates = lambda input_ids, **_: (propose(input_ids)[0][:, :limit], None)
+        return generator
+
+    @contextlib.contextmanager
+    def _values_as_vocabulary(self) -> Iterator[None]:
+        # These parts of `generate` size their tensors by `config.vocab_size`; the logits have one column fewer.
+        vocab_size = self.config.vocab_size
+        self.config.vocab_size = self.config.num_values
+        try:
+            yield
+        finally:
+            self.config.vocab_size = vocab_size
+
+    def _warn_without_start_token(self, input_ids: torch.LongTensor | None) -> None:
+        if input_ids is None or torch.compiler.is_compiling():
+            return
+        if bool((input_ids[:, 0] != self.config.start_token_id).any()):
+            logger.warning_once(
+                "`input_ids` with `labels` do not begin with the start token, so the first token is not scored and "
+                "every position is shifted by one against pretraining. For the likelihood of whole images call "
+                "`model(labels=tokens)`."
+            )
+
+
+@dataclass
+class ImageGPTClassifierOutput(ImageClassifierOutput):
+    """`loss` is `class_loss` plus `generative_loss_weight` times `generative_loss`, all means over images in nats."""
+
+    class_loss: torch.FloatTensor | None = None
+    generative_loss: torch.FloatTensor | None = None
+
+
+class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
+    """A linear classifier on mean-pooled features, trained with the class and the generative loss (paper, 2.3)."""
+
+    def __init__(self, config: ImageGPTConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.transformer = ImageGPTModel(config)
+        self.score = _linear(config.hidden_size, config.num_labels, False, 0.0)
+        if config.generative_loss_weight > 0:
+            self.lm_head = _linear(config.hidden_size, config.num_values, False, 0.0)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> ImageGPTClassifierOutput:
+        """
+        Args:
+            input_ids: tokens of whole images, of shape (B, T), without the start token.
+            labels: class ids of shape (B,); for other problem types floats of shape (B, num_labels).
+            num_items_in_batch: labels in all batches of one optimizer step, over all processes, as Trainer counts
+                them. The loss is then this batch's share of their mean.
+
+        Returns:
+            `logits` of shape (B, num_labels); with labels `loss` and its two parts, means over images.
+
+        Raises:
+            ValueError: token or class ids out of range, or more tokens than the grid has.
+        """
+        if input_ids is None:
+            raise ValueError("`input_ids` must be given: the tokens of whole images, without the start token.")
+        _check_tokens("input_ids", input_ids, self.config)
+        layer = _resolve_layer(self.config, None)
+        wants_hidden_states = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
+        needs_hidden_states = wants_hidden_states or layer < self.config.num_hidden_layers
+        outputs = self.transformer.encode(input_ids, output_hidden_states=needs_hidden_states, **kwargs)
+        logits = self.score(self.transformer._pool(outputs, layer))
+
+        loss = class_loss = generative_loss = None
+        if labels is not None:
+            self._check_classes(labels)
+            loss = class_loss = _share(self.loss_function(labels, logits, self.config), labels, num_items_in_batch)
+            if self.config.generative_loss_weight > 0:
+                generative_logits = self.lm_head(outputs.last_hidden_state)
+                generative_loss = _mean_cross_entropy(generative_logits, input_ids, None)
+                generative_loss = _share(generative_loss, labels, num_items_in_batch)
+                loss = class_loss + self.config.generative_loss_weight * generative_loss
+        return ImageGPTClassifierOutput(
+            loss=loss,
+            class_loss=class_loss,
+            generative_loss=generative_loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states if wants_hidden_states else None,
+            attentions=outputs.attentions,
+        )
+
+    def pooled_features(self, tokens: torch.LongTensor, layer: int | None = None) -> torch.Tensor:
+        """See [`ImageGPTModel.pooled_features`]."""
+        return self.transformer.pooled_features(tokens, layer)
+
+    def _check_classes(self, labels: torch.Tensor) -> None:
+        # As for tokens. Only class ids have a range: the other problem types have numbers for labels.
+        is_class = labels.dim() == 1 and not labels.is_floating_point() and self.num_labels > 1
+        if not is_class or labels.device.type != "cpu" or torch.compiler.is_compiling():
+            return
+        outside = (labels < 0) | (labels >= self.num_labels)
+        if bool(outside.any()):
+            image = int(outside.nonzero()[0])
+            raise ValueError(
+                f"`labels` must be classes in [0, {self.num_labels - 1}], got {int(labels[image])} for image {image}."
+            )
+
+
+def _mean_cross_entropy(
+    logits: torch.Tensor, labels: torch.LongTensor, num_items: torch.Tensor | int | None
+) -> torch.Tensor:
+    """Mean over the labels in nats; or their sum over `num_items`, so that the shares of several batches add up."""
+    logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
+    loss = F.cross_entropy(
+        logits.flatten(0, 1),
+        labels.flatten().to(logits.device, torch.long),
+        reduction="mean" if num_items is None else "sum",
+    )
+    if num_items is None:
+        return loss
+    return loss / (num_items.to(loss.device) if torch.is_tensor(num_items) else num_items)
+
+
+def _share(mean_loss: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
+    """What a mean over `labels` contributes to the mean over `num_items` labels of several batches."""
+    # In this order, for a quotient of integers would be rounded to float32.
+    return mean_loss if num_items is None else mean_loss * labels.numel() / num_items
+
+
+def _check_tokens(
+    name: str, tokens: torch.LongTensor, config: ImageGPTConfig, with_start: bool = False, ignored: int | None = None
+) -> None:
+    if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or tokens.numel() == 0:
+        raise ValueError(
+            f"`{name}` must be int64 of shape (images, tokens), none of them 0, got {tokens.dtype} of shape "
+            f"{list(tokens.shape)}."
+        )
+    # On an accelerator the check would wait for the device; collators check there before the batch is moved.
+    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    num_ids = config.vocab_size if with_start else config.num_values
+    outside = (tokens < 0) | (tokens >= num_ids)
+    if ignored is not None:
+        outside &= tokens != ignored
+    if bool(outside.any()):
+        image, position = outside.nonzero()[0].tolist()
+        value = int(tokens[image, position])
+        hint = " That id is the start token: leave it out." if value == config.start_token_id else ""
+        raise ValueError(
+            f"`{name}` must be in [0, {num_ids - 1}], got {value} at position {position} of image {image}.{hint}"
+        )
+
+
+def _resolve_layer(config: ImageGPTConfig, layer: int | None) -> int:
+    if layer is None:
+        layer = config.num_hidden_layers if config.pooler_layer is None else config.pooler_layer
+    if not 0 <= layer <= config.num_hidden_layers:
+        raise ValueError(f"`layer` must be from 0 to {config.num_hidden_layers}, got {layer}.")
+    return layer
+
+
+def _paper_generation_config(config: ImageGPTConfig) -> GenerationConfig:
+    """Plain sampling of a whole image at temperature 1, as in the paper; transformers' default of top-k 50 is not."""
+    return GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_length=config.n_positions + 1,
+        bos_token_id=config.start_token_id,
+    )
+
+
+__all__ = [
+    "ImageGPTClassifierOutput",
+    "ImageGPTForCausalImageModeling",
+    "ImageGPTForImageClassification",
+    "ImageGPTModel",
+    "ImageGPTPreTrainedModel",
+]

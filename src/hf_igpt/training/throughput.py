@@ -1,0 +1,47 @@
+"""Throughput of a training run, for its log."""
+
+import time
+
+from hf_igpt.configuration_igpt import ImageGPTConfig
+from hf_igpt.training.cost import training_flops
+
+
+class Throughput:
+    """
+    Images and tokens per second since the last log, over all devices, and the fraction of their measured peak.
+
+    Args:
+        config: the model's config.
+        images_per_step: images of one optimizer step over all devices.
+        peak_flops: measured matrix-product peak of all devices together in FLOP/s.
+    """
+
+    def __init__(self, config: ImageGPTConfig, images_per_step: int, peak_flops: float):
+        self.tokens_per_image = config.n_positions
+        self.flops_per_image = training_flops(config)
+        self.images_per_step = images_per_step
+        self.peak_flops = peak_flops
+        self._step = 0
+        self._time = 0.0
+        self._paused = 0.0
+
+    def start(self, step: int) -> None:
+        """Starts the clock at a step: at the first one, or where a run resumes."""
+        self._step, self._time, self._paused = step, time.perf_counter(), 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time that went into something else than training: evaluation, samples, saving."""
+        self._paused += seconds
+
+    def since_last_log(self, step: int) -> dict[str, float]:
+        """The figures for the log, or nothing where no step has passed."""
+        steps, elapsed = step - self._step, time.perf_counter() - self._time - self._paused
+        self.start(step)
+        if steps <= 0 or elapsed <= 0:
+            return {}
+        images_per_second = steps * self.images_per_step / elapsed
+        return {
+            "images_per_second": round(images_per_second, 2),
+            "tokens_per_second": round(images_per_second * self.tokens_per_image, 1),
+            "fraction_of_matmul_peak": round(images_per_second * self.flops_per_image / self.peak_flops, 4),
+        }

@@ -1,0 +1,307 @@
+"""transformers' Trainer with checkpoints that are whole or absent, and an end to training on the first bad number.
+
+What differs from Trainer, and why:
+
+- A checkpoint is written into a hidden folder by all processes, sealed with a manifest and renamed by one (Trainer
+  writes in place and resumes from the highest-numbered folder, finished or not).
+- Resuming takes the newest checkpoint whose manifest holds and which has optimizer, scheduler and random states
+  (Trainer goes on with fresh ones where a file is missing).
+- Rotation removes committed checkpoints of this run by step, once the new one is there, never the newest or the best.
+- A loss, gradient or weight that isn't finite stops every process before it is applied, logged or saved (Trainer logs
+  0.0 and goes on). `logging_nan_inf_filter` is therefore always off.
+- The training arguments are saved as JSON without secrets (Trainer pickles them with the Hub token in clear).
+
+It relies on these methods of Trainer beside the public ones, the same in transformers 5.17 to 5.23: `_save_checkpoint`
+(builds its paths from `_get_output_dir`), `_save`, `_get_grad_norm` (called once before each optimizer step),
+`_load_best_model`, `_run_epoch`, `_finalize_training` and `_get_train_sampler`.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
+
+from hf_igpt.storage import (
+    MANIFEST,
+    DamagedFolderError,
+    check_writable,
+    clean_leftovers,
+    list_checkpoints,
+    newest_complete_checkpoint,
+    remove_folder,
+    staged_folder,
+    verify_folder,
+    write_json,
+)
+from hf_igpt.training.errors import TrainingStopped
+
+
+logger = logging.getLogger(__name__)
+
+TRAINING_ARGUMENTS = "training_args.json"
+NEEDED_TO_RESUME = (TRAINER_STATE_NAME, "*model*", "optimizer*", "scheduler.pt", "rng_state*.pth")
+
+
+class NonFiniteTrainingError(TrainingStopped):
+    """A loss, gradient or weight is NaN or infinite. Nothing of that step was applied, logged or saved."""
+
+
+class _EpochOfSampler(TrainerCallback):
+    """Tells the sampler its epoch: accelerate doesn't reach it in a resumed epoch with several processes."""
+
+    def __init__(self, sampler: Sampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.sampler.set_epoch(int(state.epoch))
+
+
+class IGPTTrainer(Trainer):
+    """Trainer that loses nothing to a kill and never trains on after a number that isn't finite.
+
+    Takes what Trainer takes. Under fp16 a gradient that overflows is left to the gradient scaler, which skips that
+    step; the loss is checked all the same.
+
+    Raises:
+        ValueError: If `push_to_hub` is set: uploads would copy a checkpoint while it is being renamed.
+    """
+
+    _staging_folder: Path | None = None
+    _loss_of_step: torch.Tensor | float = 0.0
+
+    def __init__(
+        self, model: PreTrainedModel | nn.Module | None = None, args: TrainingArguments | None = None, **kwargs: Any
+    ):
+        if args is not None and args.push_to_hub:
+            raise ValueError(
+                "`push_to_hub` must be off: publish the finished checkpoint afterwards with `hf-igpt push_to_hub`."
+            )
+        super().__init__(model, args, **kwargs)
+        self.args.logging_nan_inf_filter = False
+
+    # Start and resume
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains, from a checkpoint if one is given.
+
+        `resume_from_checkpoint=True` takes the newest complete one, a path takes that one after checking it. Raises
+        ValueError if the checkpoint is damaged, if none is complete, if the output folder can't be written to, or if
+        it holds checkpoints and none is to be resumed from.
+        """
+        self._loss_of_step = 0.0
+        self._on_one_process(self._prepare_output_folder)
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = self.newest_checkpoint()
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from.")
+        elif resume_from_checkpoint:
+            checkpoint = Path(resume_from_checkpoint)
+            self._on_one_process(lambda: verify_folder(checkpoint, needed=NEEDED_TO_RESUME))
+        else:
+            self._on_one_process(self._refuse_old_checkpoints)
+        if resume_from_checkpoint:
+            self._warn_of_other_process_count(Path(resume_from_checkpoint))
+        return super().train(str(resume_from_checkpoint) if resume_from_checkpoint else None, *args, **kwargs)
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint in the output folder, the same on every process; None if there is none.
+
+        Raises `DamagedFolderError` if there are checkpoints and none can be resumed from.
+        """
+        return self._on_one_process(lambda: newest_complete_checkpoint(self.args.output_dir, NEEDED_TO_RESUME))
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Trainer takes one step too many when it resumes a finished run in the middle of an epoch.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
+    def _on_one_process(self, decide: Callable[[], Any]) -> Any:
+        """What the first process decides, or its ValueError, on every process."""
+        outcome: list[Any] = [None]
+        if self.args.process_index == 0:
+            try:
+                outcome[0] = decide()
+            except ValueError as error:
+                outcome[0] = error
+        broadcast_object_list(outcome)
+        if isinstance(outcome[0], ValueError):
+            raise outcome[0]
+        return outcome[0]
+
+    def _prepare_output_folder(self) -> None:
+        check_writable(self.args.output_dir)
+        clean_leftovers(self.args.output_dir)
+
+    def _refuse_old_checkpoints(self) -> None:
+        if checkpoints := list_checkpoints(self.args.output_dir):
+            raise ValueError(
+                f"{self.args.output_dir} holds {checkpoints[-1][1].name} of an earlier run. Resume from it, or choose "
+                "another output folder."
+            )
+
+    def _warn_of_other_process_count(self, checkpoint: Path) -> None:
+        saved, now = len(list(checkpoint.glob("rng_state*.pth"))), self.args.world_size
+        if saved != now and self.is_world_process_zero():
+            logger.warning(
+                "%s was saved by %d processes and this run has %d: dropout won't draw what it would have drawn.",
+                checkpoint,
+                saved,
+                now,
+            )
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        from hf_igpt.data.loading import EpochSampler, ImageTokenDataset, TokenDataset
+
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if not isinstance(dataset, (TokenDataset, ImageTokenDataset)):
+            return super()._get_train_sampler(dataset)
+        per_step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sampler = EpochSampler(len(dataset), per_step, seed=seed)
+        self.remove_callback(_EpochOfSampler)
+        self.add_callback(_EpochOfSampler(sampler))
+        return sampler
+
+    # Numbers that aren't finite
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        self._loss_of_step = self._loss_of_step + loss
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        loss, self._loss_of_step = float(self._loss_of_step), 0.0
+        losses, norms = zip(*self._gather([loss, float(grad_norm)]), strict=True)
+        if (rank := _first_not_finite(losses)) is None and getattr(self.accelerator, "scaler", None) is None:
+            rank = _first_not_finite(norms)
+        if rank is not None:
+            raise NonFiniteTrainingError(
+                f"Step {self.state.global_step + 1} has loss {losses[rank]} and gradient norm {norms[rank]} on "
+                f"process {rank}, at learning rate {self.lr_scheduler.get_last_lr()[0]}. It was not applied; the last "
+                "checkpoint is kept. Lower the learning rate, clip gradients, or check the data."
+            )
+        return grad_norm
+
+    def _gather(self, numbers: list[float]) -> list[list[float]]:
+        """One row of numbers from each process, on every process, so that all of them stop together."""
+        if self.args.world_size == 1:
+            return [numbers]
+        return self.accelerator.gather(torch.tensor([numbers], device=self.args.device)).tolist()
+
+    def _refuse_non_finite_weights(self) -> None:
+        weights = dict(self.model.named_parameters())
+        counts = [(~weight.detach().isfinite()).sum().item() for weight in weights.values()]
+        for rank, rank_counts in enumerate(self._gather(counts)):
+            for name, count in zip(weights, rank_counts, strict=True):
+                if count:
+                    raise NonFiniteTrainingError(
+                        f"`{name}` has {int(count)} values that aren't finite at step {self.state.global_step} on "
+                        f"process {rank}. Nothing was saved; the last checkpoint is kept."
+                    )
+
+    # Saving
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging_folder or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._refuse_non_finite_weights()
+        final = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        is_writer = self.args.should_save
+        if is_writer and final.is_dir() and not (final / MANIFEST).is_file():
+            logger.warning("Replacing %s, which was never finished.", final)
+            remove_folder(final)
+        barrier = self.accelerator.wait_for_everyone
+        with staged_folder(final, is_writer=is_writer, barrier=barrier, overwrite=True) as staged:
+            self._staging_folder = staged.parent
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging_folder = None
+            self._name_best_checkpoint(final)
+            if is_writer:
+                self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
+        if is_writer:
+            self._rotate(final)
+
+    def _name_best_checkpoint(self, final: Path) -> None:
+        # Trainer saw the hidden folder only, so it named the wrong path or none.
+        if self.state.best_global_step:
+            best = final.with_name(f"checkpoint-{self.state.best_global_step}")
+            if best == final or best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+
+    def _rotate(self, newest: Path) -> None:
+        limit = self.args.save_total_limit
+        if limit is None or limit < 1:
+            return
+        kept = {newest.name, Path(self.state.best_model_checkpoint or newest).name}
+        # A higher step is not of this run's past, and an incomplete folder is no checkpoint: neither is ours to count.
+        steps = [(step, path) for step, path in list_checkpoints(newest.parent) if step <= self.state.global_step]
+        complete = [path for _, path in steps if _has_its_files(path)]
+        surplus = len(complete) - max(limit, len(kept))
+        for path in [path for path in complete if path.name not in kept][: max(surplus, 0)]:
+            remove_folder(path)
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        # Trainer would delete the newest checkpoint here if the limit is 1 and an older one is the best.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _load_best_model(self) -> None:
+        verify_folder(self.state.best_model_checkpoint)
+        super()._load_best_model()
+
+    def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
+        """Writes weights, config and processor into a folder of their own, complete or not at all.
+
+        Replaces an older folder of ours. Raises ValueError without a folder, or if it holds anything else, and
+        `NonFiniteTrainingError` if a weight isn't finite.
+        """
+        if _internal_call:
+            super().save_model(output_dir and str(output_dir), _internal_call=True)
+            return
+        if output_dir is None:
+            raise ValueError("`output_dir` must name a folder for the model alone: the run's own holds checkpoints.")
+        self._refuse_non_finite_weights()
+        barrier = self.accelerator.wait_for_everyone
+        with staged_folder(output_dir, is_writer=self.args.should_save, barrier=barrier, overwrite=True) as staged:
+            super().save_model(str(staged), _internal_call=True)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.save_pretrained(folder, state_dict=state_dict)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(folder)
+        write_json(folder / TRAINING_ARGUMENTS, json.loads(self.args.to_json_string()))
+
+
+def _first_not_finite(numbers: Sequence[float]) -> int | None:
+    return next((rank for rank, number in enumerate(numbers) if not math.isfinite(number)), None)
+
+
+def _has_its_files(checkpoint: Path) -> bool:
+    try:
+        verify_folder(checkpoint, contents=False)
+    except DamagedFolderError:
+        return False
+    return True

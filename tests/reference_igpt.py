@@ -1,0 +1,110 @@
+"""
+Image GPT written out from openai/image-gpt (src/model.py, its lines in brackets), one image, one head and one position
+at a time. It shares no code with the package and uses no part of transformers. Slow, and meant to be.
+
+`weights` maps the names of our state dict to tensors; give leaves that require gradients to compare gradients.
+"""
+
+import torch
+
+
+EPS = 1e-5
+
+
+def norm(x, gain):
+    """Divides by the root mean square: no mean, no bias [31-39]."""
+    return x / torch.sqrt((x * x).sum(-1, keepdim=True) / x.shape[-1] + EPS) * gain
+
+
+def gelu2(x):
+    """[28]"""
+    return x / (1 + torch.exp(-1.702 * x))
+
+
+def attend(query, keys, values):
+    """One query (D,) over keys and values (T, D): a weighted mean of the values [76-90]."""
+    scores = torch.stack([torch.dot(query, key) for key in keys]) / query.shape[0] ** 0.5
+    weights = torch.exp(scores - scores.max())
+    weights = weights / weights.sum()
+    return sum(weight * value for weight, value in zip(weights, values, strict=True))
+
+
+def attention(x, weights, name, num_heads, causal):
+    """x (T, C). A causal position sees itself and those before it, any other sees all [92-125]."""
+    length, width = x.shape
+    size = width // num_heads
+    qkv = x @ weights[f"{name}.c_attn.weight"].T
+    query, key, value = qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :]
+    rows = []
+    for i in range(length):
+        last = i + 1 if causal else length
+        heads = []
+        for head in range(num_heads):
+            columns = slice(head * size, (head + 1) * size)
+            heads.append(attend(query[i, columns], key[:last, columns], value[:last, columns]))
+        rows.append(torch.cat(heads))
+    return torch.stack(rows) @ weights[f"{name}.c_proj.weight"].T
+
+
+def mlp(x, weights, name):
+    """[128-132]"""
+    return gelu2(x @ weights[f"{name}.c_fc.weight"].T) @ weights[f"{name}.c_proj.weight"].T
+
+
+def backbone(embedded, weights, num_heads, causal):
+    """
+    embedded (T, C), content without positions. Returns the final norm's output (T, C) and every layer's features: the
+    normed input of each block and, last, the final norm's output, averaged over positions (paper, 2.4).
+    """
+    hidden = embedded + weights["wpe.weight"][: embedded.shape[0]]
+    num_layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("h."))
+    features = []
+    for layer in range(num_layers):
+        block = f"h.{layer}"
+        normed = norm(hidden, weights[f"{block}.ln_1.weight"])
+        features.append(normed.mean(0))
+        hidden = hidden + attention(normed, weights, f"{block}.attn", num_heads, causal)
+        normed = norm(hidden, weights[f"{block}.ln_2.weight"])
+        hidden = hidden + mlp(normed, weights, f"{block}.mlp")
+    final = norm(hidden, weights["ln_f.weight"])
+    return final, [*features, final.mean(0)]
+
+
+def causal_hidden(tokens, weights, num_heads):
+    """Tokens (T,) of one image: the start vector in front, the last token dropped [177-180]."""
+    start = weights["wte.weight"][-1]
+    embedded = torch.stack([start, *(weights["wte.weight"][token] for token in tokens[:-1])])
+    return backbone(embedded, weights, num_heads, causal=True)
+
+
+def masked_hidden(tokens, keep, weights, num_heads):
+    """Content embeddings are zeroed where `keep` is 0; positions stay; attention sees everything [160-162]."""
+    embedded = torch.stack([weights["wte.weight"][token] * k for token, k in zip(tokens, keep, strict=True)])
+    return backbone(embedded, weights, num_heads, causal=False)
+
+
+def negative_log_likelihood(logits, token):
+    """-log softmax(logits)[token], in nats."""
+    return torch.log(torch.exp(logits - logits.max()).sum()) + logits.max() - logits[token]
+
+
+def causal_model(images, weights, head, num_heads):
+    """Logits (B, T, V) and the mean over images of the mean over all pixels' negative log-likelihoods [195-199]."""
+    logits = torch.stack([causal_hidden(tokens, weights, num_heads)[0] @ head.T for tokens in images])
+    losses = [
+        sum(negative_log_likelihood(row, token) for row, token in zip(rows, tokens, strict=True)) / len(tokens)
+        for rows, tokens in zip(logits, images, strict=True)
+    ]
+    return logits, sum(losses) / len(losses)
+
+
+def masked_model(images, masks, weights, head, num_heads):
+    """Logits (B, T, V) and the loss: a mean over each image's masked pixels, then over images [201-204]."""
+    keeps = (~masks).to(head.dtype)
+    hidden = [masked_hidden(t, k, weights, num_heads)[0] for t, k in zip(images, keeps, strict=True)]
+    logits = torch.stack([states @ head.T for states in hidden])
+    losses = []
+    for rows, tokens, mask in zip(logits, images, masks, strict=True):
+        scored = [negative_log_likelihood(r, t) for r, t, m in zip(rows, tokens, mask, strict=True) if m]
+        losses.append(sum(scored) / len(scored))
+    return logits, sum(losses) / len(losses)

@@ -1,0 +1,61 @@
+"""Tiny models with every parameter random, for tests that a model at its initialisation would pass whatever it did."""
+
+import torch
+
+from hf_igpt import ImageGPTConfig, ImageGPTForCausalImageModeling
+
+
+def tiny_config(**overrides) -> ImageGPTConfig:
+    """3 x 4 tokens of 10 values, 2 layers of 3 heads: no two sizes equal, so that no axis can stand for another."""
+    sizes = {
+        "vocab_size": 11,
+        "image_size": [3, 4],
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "intermediate_size": 40,
+    }
+    return ImageGPTConfig(**{**sizes, **overrides})
+
+
+@torch.no_grad()
+def randomize_(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Fills every parameter, biases and output head included, so that logits have a spread of about 1."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        if parameter.dim() > 1:
+            std = 1.0 if "wte" in name or "wpe" in name else model.config.hidden_size**-0.5
+            parameter.copy_(std * noise)
+        elif name.endswith("bias"):
+            parameter.copy_(0.3 * noise)
+        else:
+            parameter.copy_(1 + 0.3 * noise)
+    return model
+
+
+def random_tokens(config: ImageGPTConfig, batch: int = 2, length: int | None = None, seed: int = 1) -> torch.Tensor:
+    """Ids of shape (batch, tokens), without the start token; no two images equal."""
+    generator = torch.Generator().manual_seed(seed)
+    length = config.n_positions if length is None else length
+    return torch.randint(0, config.num_values, (batch, length), generator=generator)
+
+
+def with_start(config: ImageGPTConfig, tokens: torch.Tensor) -> torch.Tensor:
+    """The tokens behind the start token and without the last one: what teacher forcing feeds the backbone."""
+    return torch.cat([tokens.new_full((tokens.shape[0], 1), config.start_token_id), tokens[:, :-1]], dim=1)
+
+
+def tiny_causal(dtype: torch.dtype = torch.float64, seed: int = 0, **overrides) -> ImageGPTForCausalImageModeling:
+    """A causal head in evaluation mode whose logits are known to depend on the image."""
+    model = randomize_(ImageGPTForCausalImageModeling(tiny_config(**overrides)).eval(), seed).to(dtype)
+    assert_discriminates(model)
+    return model
+
+
+@torch.no_grad()
+def assert_discriminates(model: ImageGPTForCausalImageModeling) -> None:
+    """No vacuous pass: logits differ between images and from each other by about 1."""
+    first, second = model(labels=random_tokens(model.config)).logits.float()
+    assert 0.5 < first.std() < 5
+    assert (first[1:] - second[1:]).abs().mean() > 0.1
