@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from transformers.models.imagegpt.image_processing_pil_imagegpt import ImageGPTImageProcessorPil
 
-from hf_igpt.image_processing_igpt import IGPTImageProcessor
+from hf_igpt import IGPTImageProcessor
 from hf_igpt.results import hardware, write_results
 
 

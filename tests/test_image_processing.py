@@ -14,7 +14,8 @@ from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.models.imagegpt.image_processing_pil_imagegpt import ImageGPTImageProcessorPil
 
-from hf_igpt.image_processing_igpt import IGPTImageProcessor, to_rgb
+from hf_igpt import IGPTImageProcessor
+from hf_igpt.image_processing_igpt import to_rgb
 
 
 PALETTE = np.random.default_rng(0).uniform(0, 255, (11, 3))
@@ -161,14 +162,43 @@ def test_a_long_narrow_image_is_refused_before_it_grows():
         IGPTImageProcessor(size=32, do_center_crop=True, crop_size=224).pixels(Image.new("RGB", (3000, 1)))
 
 
-def test_exif_orientation_is_applied_in_batches_of_files(tmp_path):
+@pytest.mark.parametrize(
+    ("orientation", "turn_back"), [(6, Image.Transpose.ROTATE_90), (3, Image.Transpose.ROTATE_180)]
+)
+def test_exif_orientation_is_applied_in_batches(orientation, turn_back, tmp_path):
+    """Half a turn keeps the size, which is that of the grid here: nothing but the tag tells."""
     upright = Image.fromarray(random_pixels(4, 6))
     exif = Image.Exif()
-    exif[0x0112] = 6
-    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
-    upright.save(tmp_path / "upright.png")
-    pixels = make_processor().pixels([Image.open(tmp_path / name) for name in ("turned.png", "upright.png")])
-    np.testing.assert_array_equal(pixels, np.asarray(upright)[None].repeat(2, axis=0))
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    upright.transpose(turn_back).save(path, exif=exif)
+    pixels = make_processor().pixels([path, Image.open(path), Image.open(path).copy(), upright])
+    np.testing.assert_array_equal(pixels, np.asarray(upright)[None].repeat(4, axis=0))
+
+
+def test_unread_files_are_read_before_their_orientation_is_looked_up(tmp_path):
+    """PNG allows the tag after the pixels: it is known only once they are read."""
+    upright = Image.fromarray(random_pixels(4, 6))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = tmp_path / "late.png"
+    upright.transpose(Image.Transpose.ROTATE_180).save(path, exif=exif)
+    data = path.read_bytes()
+    start = data.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    path.write_bytes(data[:start] + data[end:-12] + data[start:end] + data[-12:])
+    unread = Image.open(path)
+    assert not unread.info
+    np.testing.assert_array_equal(make_processor().pixels([unread])[0], upright)
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_an_image_of_the_grids_size_is_cropped_too(as_array):
+    pixels = random_pixels(4, 6)
+    image = Image.fromarray(pixels)
+    processor = make_processor(do_center_crop=True, crop_size={"height": 2, "width": 2}, resample=0)
+    by_hand = image.resize((3, 2), 0).crop((0, 0, 2, 2)).resize((6, 4), 0)
+    np.testing.assert_array_equal(processor.pixels(pixels[None] if as_array else [image])[0], by_hand)
 
 
 def test_the_callers_images_are_left_alone():
@@ -350,11 +380,10 @@ SETTINGS = [
 def test_save_and_load(options, backend, tmp_path):
     processor = make_processor(**options)
     processor.save_pretrained(tmp_path)
-    loaders = [IGPTImageProcessor.from_pretrained]
-    if _is_registered():
-        loaders.append(lambda path: AutoImageProcessor.from_pretrained(path, backend=backend))
-    for load in loaders:
-        loaded = load(tmp_path)
+    for loaded in (
+        IGPTImageProcessor.from_pretrained(tmp_path),
+        AutoImageProcessor.from_pretrained(tmp_path, backend=backend),
+    ):
         assert type(loaded) is IGPTImageProcessor
         assert loaded.to_dict() == processor.to_dict()
         if processor.palette is not None:
@@ -488,9 +517,3 @@ def test_pickles_are_small_and_the_same_before_and_after_use():
 def test_to_rgb_is_what_the_processor_does():
     image = Image.fromarray(random_pixels(4, 6)).convert("RGBA")
     np.testing.assert_array_equal(make_processor().pixels(image)[0], to_rgb(image))
-
-
-def _is_registered():
-    import hf_igpt
-
-    return hasattr(hf_igpt, "IGPTImageProcessor")

@@ -162,6 +162,7 @@ def test_no_image(data, tmp_path):
             open_image(source)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about damaged tags
 @settings(max_examples=60, deadline=None)
 @given(
     format=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP"]), cut=st.floats(0, 0.95), flip=st.integers(0)

@@ -6,15 +6,16 @@ Importing this package registers its classes with transformers' Auto classes; no
 
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
 )
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
 
 from .configuration_igpt import ImageGPTConfig
+from .image_processing_igpt import IGPTImageProcessor
 from .modeling_igpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 
 
@@ -35,12 +36,17 @@ def _register() -> None:
     AutoModelForCausalLM.register(ImageGPTConfig, ImageGPTForCausalImageModeling)
     AutoModelForCausalImageModeling.register(ImageGPTConfig, ImageGPTForCausalImageModeling, exist_ok=True)
     AutoModelForImageClassification.register(ImageGPTConfig, ImageGPTForImageClassification, exist_ok=True)
+    # For every backend key: a missing one would stay transformers' processor. Past `AutoImageProcessor.register`, which
+    # would load that one first and warn that it needs torchvision.
+    backends = {"pil": IGPTImageProcessor, "torchvision": IGPTImageProcessor}
+    IMAGE_PROCESSOR_MAPPING.register(ImageGPTConfig, backends, exist_ok=True)
 
 
 _register()
 
 __all__ = [
     "AutoModelForCausalImageModeling",
+    "IGPTImageProcessor",
     "ImageGPTConfig",
     "ImageGPTForCausalImageModeling",
     "ImageGPTForImageClassification",

@@ -1,5 +1,6 @@
 """Image processor of Image GPT: images to colour tokens and back."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -136,39 +137,41 @@ class IGPTImageProcessor(BaseImageProcessor):
         if return_tensors not in (None, "pt", "np"):
             raise ValueError(f'`return_tensors` must be "pt", "np" or None, got {return_tensors!r}.')
         self._fitted_palette()
-        tokens = self.quantize(self.pixels(images, input_data_format)).astype(np.int64)
+        images, input_data_format = _as_sequence(images, input_data_format)
+        tokens = np.empty((len(images), self.grid[0] * self.grid[1]), dtype=np.int64)
+        for block, pixels in self._pixel_blocks(images, input_data_format):
+            tokens[block] = self.quantize(pixels)
         return BatchFeature({"input_ids": tokens}, tensor_type=return_tensors)
 
     def pixels(self, images: Any, input_data_format: str | None = None) -> np.ndarray:
         """The first half of a call: RGB pixels at the size of the grid, uint8 of shape (batch, height, width, 3)."""
-        if _is_array(images):
-            batch = array_to_rgb(images, input_data_format)
-            images = batch if batch.ndim == 4 else batch[None]
-            input_data_format = "channels_last"
-            if images.shape[1:3] == self.grid and not self.do_center_crop:
-                return np.ascontiguousarray(images)
-        elif not isinstance(images, (list, tuple)):
-            images = [images]
-        if len(images) == 0:
-            raise ValueError("`images` is empty: give at least one image.")
+        images, input_data_format = _as_sequence(images, input_data_format)
         pixels = np.empty((len(images), *self.grid, 3), dtype=np.uint8)
-        for start in range(0, len(images), _BLOCK_IMAGES):
-            self._read_block(images, start, pixels[start : start + _BLOCK_IMAGES], input_data_format)
+        for block, block_pixels in self._pixel_blocks(images, input_data_format):
+            pixels[block] = block_pixels
         return pixels
 
-    def _read_block(self, images: Any, start: int, out: np.ndarray, input_data_format: str | None) -> None:
+    def _pixel_blocks(self, images: Any, input_data_format: str | None) -> Iterator[tuple[slice, np.ndarray]]:
+        """Pixels of a few images at a time, so that a large batch needs little memory besides its result."""
+        as_they_are = isinstance(images, np.ndarray) and images.shape[1:3] == self.grid and not self.do_center_crop
+        for start in range(0, len(images), _BLOCK_IMAGES):
+            block = slice(start, min(start + _BLOCK_IMAGES, len(images)))
+            yield block, images[block] if as_they_are else self._read_block(images, block, input_data_format)
+
+    def _read_block(self, images: Any, block: slice, input_data_format: str | None) -> np.ndarray:
         # Pasting into one tall image and reading that costs a third of reading every image by itself.
         height, width = self.grid
-        column = Image.new("RGB", (width, height * len(out)))
-        for row in range(len(out)):
-            image = images[start + row]
+        count = block.stop - block.start
+        column = Image.new("RGB", (width, height * count))
+        for row, number in enumerate(range(block.start, block.stop)):
+            image = images[number]
             if not self._is_ready(image):
                 try:
                     image = self._fit(to_rgb(image, input_data_format))
                 except ValueError as error:
-                    raise ValueError(f"images[{start + row}]: {error}" if len(images) > 1 else str(error)) from error
+                    raise ValueError(f"images[{number}]: {error}" if len(images) > 1 else str(error)) from error
             column.paste(image, (0, row * height))
-        out[...] = np.asarray(column).reshape(out.shape)
+        return np.asarray(column).reshape(count, height, width, 3)
 
     def _is_ready(self, image: Any) -> bool:
         """Whether conversion and resizing would give back the same pixels: a shortcut for large batches."""
@@ -347,8 +350,16 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray) or hasattr(value, "detach")
+def _as_sequence(images: Any, input_data_format: str | None) -> tuple[Any, str | None]:
+    """A list of images, or one RGB batch with the channels last; and the layout that its arrays now have."""
+    if isinstance(images, np.ndarray) or hasattr(images, "detach"):
+        batch = array_to_rgb(images, input_data_format)
+        return batch if batch.ndim == 4 else batch[None], "channels_last"
+    if not isinstance(images, (list, tuple)):
+        images = [images]
+    if not images:
+        raise ValueError("`images` is empty: give at least one image.")
+    return images, input_data_format
 
 
 def _as_integers(tokens: Any) -> np.ndarray:

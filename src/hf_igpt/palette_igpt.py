@@ -20,6 +20,7 @@ _LEAF_BITS = 3
 _MARGIN = 1e-6
 _BLOCK_PAIRS = 1 << 16
 _BLOCK_PIXELS = 1 << 15
+_BLOCK_MISSING = 1 << 13  # looking for the nearest colour takes more memory a pixel than reading the table
 
 
 def as_palette(palette: Any) -> np.ndarray:
@@ -259,8 +260,9 @@ class PaletteLookup:
             codes = rgb_codes(flat[block])
             entries = self._table.take(codes, mode="wrap")  # codes are in range; "wrap" only skips the slow check
             missing = np.flatnonzero(entries == 0)
-            if missing.size:
-                entries[missing] = self._fill(codes[missing])
+            for first in range(0, missing.size, _BLOCK_MISSING):
+                part = missing[first : first + _BLOCK_MISSING]
+                entries[part] = self._fill(codes[part])
             np.subtract(entries, 1, out=tokens[block])
         return tokens.reshape(pixels.shape[:-1])
 

@@ -16,9 +16,10 @@ from PIL import Image
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits, load_sample_images
 
+from hf_igpt.data import color_kmeans
 from hf_igpt.data.palette_fitting import count_colors, fit_histogram, fit_palette
 from hf_igpt.image_processing_igpt import IGPTImageProcessor
-from hf_igpt.palette_igpt import PaletteLookup
+from hf_igpt.palette_igpt import PaletteLookup, rgb_codes
 
 
 def psnr_of(pixels, palette):
@@ -115,6 +116,19 @@ def test_every_color_is_used():
     pixels = photo("flower")[::4]
     palette = fit_histogram(count_colors([pixels]), 128).palette
     assert len(np.unique(PaletteLookup(palette).quantize(pixels))) == 128
+
+
+def test_centers_move_to_where_one_is_missing():
+    """Two centres share the dark colours and one serves two bright groups: Lloyd's iterations alone stay there."""
+    dark, bright = np.arange(0, 8), np.concatenate([np.arange(180, 188), np.arange(230, 238)])
+    codes = rgb_codes(np.concatenate([dark, bright])[:, None].repeat(3, axis=1).astype(np.uint8))
+    colors = color_kmeans._histogram(codes, np.ones(24, dtype=np.int64), 8)
+    start = np.array([[1.5] * 3, [5.5] * 3, [208.5] * 3])
+    stuck = color_kmeans._lloyd(colors, start, 50, 0.0)
+    np.testing.assert_allclose(stuck.centers, start)
+    moved = color_kmeans._move_centers(colors, start)
+    np.testing.assert_allclose(np.sort(moved.centers, axis=0), [[3.5] * 3, [183.5] * 3, [233.5] * 3])
+    assert moved.error < stuck.error / 10
 
 
 def test_fewer_colors_than_asked_are_given_exactly(caplog):

@@ -1,5 +1,6 @@
 """Arguments of the commands: dataclass fields from a recipe (a flat YAML file), from flags, or both."""
 
+import argparse
 import dataclasses
 import difflib
 import math
@@ -42,10 +43,7 @@ def parse_arguments(arguments_class: type[T], description: str, argv: list[str] 
         ValueError: the recipe is unreadable, or values are wrong; the message lists every problem at once.
         SystemExit: on `--help`, or flags that do not parse (argparse prints why).
     """
-    from transformers import HfArgumentParser
-
-    parser = HfArgumentParser(arguments_class, description=description, allow_abbrev=False)
-    parser.add_argument("recipe", nargs="?", help="recipe: path of a YAML file, or the name of a shipped one")
+    parser = _build_parser(arguments_class, description)
     namespace = parser.parse_args(argv)
     if namespace.recipe is not None:
         values, source = load_recipe(namespace.recipe)
@@ -55,6 +53,40 @@ def parse_arguments(arguments_class: type[T], description: str, argv: list[str] 
     values = {name: value for name, value in vars(namespace).items() if name != "recipe"}
     _raise_problems("arguments", _problems(arguments_class, values))
     return arguments_class(**values)
+
+
+def _build_parser(arguments_class: type, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=description, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", nargs="?", help="path of a YAML file, or the name of a shipped recipe")
+    hints = typing.get_type_hints(arguments_class)
+    for field in dataclasses.fields(arguments_class):
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        kind = _kinds(hints[field.name])[0]
+        settings: dict[str, Any] = {"default": default, "metavar": "VALUE", "help": _help(field, default)}
+        if kind is bool:
+            # `--flag` turns it on, `--no-flag` off again where a recipe has it on.
+            settings = {"default": default, "help": _help(field, default), "action": argparse.BooleanOptionalAction}
+        elif typing.get_origin(kind) is list:
+            settings |= {"type": typing.get_args(kind)[0], "nargs": "+"}
+        else:
+            settings["type"] = kind
+        parser.add_argument(f"--{field.name}", **settings)
+    return parser
+
+
+def _help(field: dataclasses.Field, default: Any) -> str:
+    metadata = field.metadata
+    notes = [f"one of {', '.join(metadata['choices'])}"] if metadata["choices"] else []
+    notes += [f"default {default}"] if default is not None else []
+    return f"{metadata['help']} ({'; '.join(notes)})".replace("%", "%%") if notes else metadata["help"]
+
+
+def _kinds(hint: Any) -> list[Any]:
+    """The types a field takes, None left out."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return [kind for kind in kinds if kind is not type(None)]
 
 
 def load_recipe(name_or_path: str) -> tuple[dict[str, Any], Path]:
@@ -126,8 +158,10 @@ def _node_value(node: Any, key: str, path: Path) -> Any:
 
 
 def _node_kind(node: Any) -> str:
-    return "nothing" if node is None else {"MappingNode": "a mapping", "SequenceNode": "a list"}.get(
-        type(node).__name__, "a value"
+    return (
+        "nothing"
+        if node is None
+        else {"MappingNode": "a mapping", "SequenceNode": "a list"}.get(type(node).__name__, "a value")
     )
 
 
@@ -161,10 +195,9 @@ def _problems(arguments_class: type, values: dict[str, Any]) -> list[str]:
 
 
 def _coerce(value: Any, hint: Any) -> Any:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    if value is None and type(None) in kinds:
+    if value is None and isinstance(hint, types.UnionType):
         return None
-    kind = next(kind for kind in kinds if kind is not type(None))
+    kind = _kinds(hint)[0]
     if typing.get_origin(kind) is list:
         items = value if isinstance(value, list) else [value]
         return [_coerce(item, typing.get_args(kind)[0]) for item in items]
@@ -178,12 +211,11 @@ def _coerce(value: Any, hint: Any) -> Any:
 
 
 def _type_name(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return " or ".join(
-        f"{names[typing.get_args(kind)[0]]} or a list of them" if typing.get_origin(kind) is list else names[kind]
-        for kind in kinds
-    )
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    kind = _kinds(hint)[0]
+    is_list = typing.get_origin(kind) is list
+    name = f"{names[typing.get_args(kind)[0]]} or a list of them" if is_list else names[kind]
+    return f"{name} or null" if isinstance(hint, types.UnionType) else name
 
 
 def _range_problems(name: str, value: Any, metadata: dict[str, Any]) -> list[str]:

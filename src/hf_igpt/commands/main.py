@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     if importlib.util.find_spec("accelerate") is None:
         print("error: accelerate is not installed: pip install 'hf-igpt[train]'", file=sys.stderr)
         sys.exit(1)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", *_launch_defaults()]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *_launch_defaults()]
     sys.exit(subprocess.run([*launch, "-m", f"hf_igpt.commands.{command}", *rest]).returncode)
 
 
@@ -48,7 +48,11 @@ def _launch_defaults() -> list[str]:
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")).expanduser()
     if (cache / "accelerate" / "default_config.yaml").is_file() or os.environ.get("ACCELERATE_CONFIG_FILE"):
         return []
-    return ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    import torch
+
+    devices = str(max(1, torch.cuda.device_count()))
+    choices = ["--num_processes", devices, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [*choices, "--multi_gpu"] if devices != "1" else choices
 
 
 def _usage() -> str:

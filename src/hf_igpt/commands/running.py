@@ -43,13 +43,20 @@ def run_command(main: Callable[[list[str] | None], None], argv: list[str] | None
         if not _is_expected(error):
             raise
         _fail(str(error))
-    except SystemExit:
-        raise
 
 
-def is_main_process() -> bool:
-    """Whether this is the process that prints, by what the launcher says; true without one."""
-    return int(os.environ.get("RANK", "0")) == 0
+def use_cpu_threads(threads: int | None) -> None:
+    """
+    Without a GPU, gives this process its share of the cores, or as many threads as asked. Launchers leave each process
+    one thread, which on a machine without a GPU wastes the rest.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, cores // processes))
 
 
 def _is_expected(error: RuntimeError) -> bool:

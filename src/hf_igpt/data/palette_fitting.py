@@ -101,7 +101,7 @@ def fit_palette(
 
 
 def count_colors(images: Iterable[np.ndarray]) -> np.ndarray:
-    """Count the colours of uint8 pixels of shape (..., 3): int64 of shape (256**3,), indexed by the code of `rgb_codes`."""
+    """Count the colours of uint8 pixels of shape (..., 3): int64 of shape (256**3,), indexed by `rgb_codes`."""
     from hf_igpt.palette_igpt import rgb_codes
 
     counts = np.zeros(1 << 24, dtype=np.int64)

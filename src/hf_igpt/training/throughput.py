@@ -21,12 +21,14 @@ class Throughput:
         self.flops_per_image = training_flops(config)
         self.images_per_step = images_per_step
         self.peak_flops = peak_flops
+        self.is_running = False
         self._step = 0
         self._time = 0.0
         self._paused = 0.0
 
     def start(self, step: int) -> None:
         """Starts the clock at a step: at the first one, or where a run resumes."""
+        self.is_running = True
         self._step, self._time, self._paused = step, time.perf_counter(), 0.0
 
     def pause(self, seconds: float) -> None:

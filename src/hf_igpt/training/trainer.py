@@ -16,10 +16,12 @@ It relies on these methods of Trainer beside the public ones, the same in transf
 `_load_best_model`, `_run_epoch`, `_finalize_training` and `_get_train_sampler`.
 """
 
+import contextlib
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,7 @@ from hf_igpt.storage import (
     write_json,
 )
 from hf_igpt.training.errors import TrainingStopped
+from hf_igpt.training.throughput import Throughput
 
 
 logger = logging.getLogger(__name__)
@@ -63,13 +66,14 @@ class _EpochOfSampler(TrainerCallback):
         self.sampler = sampler
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.sampler.set_epoch(int(state.epoch))
+        self.sampler.set_epoch(state.global_step // self.sampler.steps_per_epoch)
 
 
 class IGPTTrainer(Trainer):
     """Trainer that loses nothing to a kill and never trains on after a number that isn't finite.
 
-    Takes what Trainer takes. Under fp16 a gradient that overflows is left to the gradient scaler, which skips that
+    Takes what Trainer takes, and `throughput`, a clock whose figures go into the log. Weight decay spares norms,
+    embeddings and biases. Under fp16 a gradient that overflows is left to the gradient scaler, which skips that
     step; the loss is checked all the same.
 
     Raises:
@@ -80,7 +84,12 @@ class IGPTTrainer(Trainer):
     _loss_of_step: torch.Tensor | float = 0.0
 
     def __init__(
-        self, model: PreTrainedModel | nn.Module | None = None, args: TrainingArguments | None = None, **kwargs: Any
+        self,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        *,
+        throughput: Throughput | None = None,
+        **kwargs: Any,
     ):
         if args is not None and args.push_to_hub:
             raise ValueError(
@@ -88,6 +97,7 @@ class IGPTTrainer(Trainer):
             )
         super().__init__(model, args, **kwargs)
         self.args.logging_nan_inf_filter = False
+        self.throughput = throughput
 
     # Start and resume
 
@@ -99,6 +109,8 @@ class IGPTTrainer(Trainer):
         it holds checkpoints and none is to be resumed from.
         """
         self._loss_of_step = 0.0
+        # An evaluation before training would leave the bare model here, and Trainer would train it without exchange.
+        self.model_wrapped = self.model
         self._on_one_process(self._prepare_output_folder)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.newest_checkpoint()
@@ -122,6 +134,8 @@ class IGPTTrainer(Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Trainer takes one step too many when it resumes a finished run in the middle of an epoch.
+        if self.throughput is not None and not self.throughput.is_running:
+            self.throughput.start(self.state.global_step)
         if self.state.global_step >= self.state.max_steps:
             self.control.should_training_stop = True
         else:
@@ -174,6 +188,31 @@ class IGPTTrainer(Trainer):
         self.add_callback(_EpochOfSampler(sampler))
         return sampler
 
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Matrices that are multiplied with; transformers would decay our norms and the embeddings too."""
+        linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+        return [f"{name}.weight" for name in linear]
+
+    # The log
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self.throughput is not None and "loss" in logs:
+            logs = {**logs, **self.throughput.since_last_log(self.state.global_step)}
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        with self._outside_throughput():
+            return super().evaluate(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _outside_throughput(self) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.throughput is not None:
+                self.throughput.pause(time.perf_counter() - started)
+
     # Numbers that aren't finite
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -218,6 +257,10 @@ class IGPTTrainer(Trainer):
         return str(self._staging_folder or super()._get_output_dir(trial))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with self._outside_throughput():
+            self._commit_checkpoint(model, trial)
+
+    def _commit_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._refuse_non_finite_weights()
         final = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         is_writer = self.args.should_save

@@ -1,0 +1,25 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+# The main job: everything installed, then the digits model trained, measured and drawn into outputs/digits.
+digits: $(VENV)/installed
+	PATH="$(abspath $(BIN)):$$PATH" bash runs/digits.sh
+
+# Everything installed, then linted and tested.
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/typos
+	$(BIN)/python -m pytest
+
+format: $(VENV)/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+.PHONY: digits test format

@@ -1,0 +1,343 @@
+"""Pretraining from images to a checkpoint folder, in stages: palette, tokens, training, model, results."""
+
+import contextlib
+import logging
+import math
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_igpt.training.run_folder import check_owner, run_folder, run_identity
+
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from transformers import TrainingArguments
+
+    from hf_igpt.commands.pretrain import PretrainArguments
+    from hf_igpt.configuration_igpt import ImageGPTConfig
+    from hf_igpt.image_processing_igpt import IGPTImageProcessor
+    from hf_igpt.training.trainer import IGPTTrainer
+
+logger = logging.getLogger(__name__)
+
+PALETTE, TOKENS, MODEL, CURVE = "palette", "tokens", "model", "loss.png"
+
+
+def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
+    """
+    Does what `hf-igpt pretrain` does and returns the contents of results.json.
+
+    Raises:
+        ValueError: bad options, bad data, or an output folder of another run.
+        TrainingStopped: training had to end early; the last good checkpoint is kept.
+    """
+    from accelerate import PartialState
+
+    state = PartialState()
+    identity = run_identity(arguments)
+    folder = Path(arguments.output_dir)
+    if (results := _finished_results(folder, identity)) is not None:
+        state.wait_for_everyone()
+        return _announce(results, state.is_main_process)
+    started = time.perf_counter()
+    holding = run_folder(folder, identity) if state.is_main_process else contextlib.nullcontext()
+    with holding:
+        source, processor, tokens = _prepare(arguments, folder, state)
+        trainer = _build_trainer(arguments, source, processor, tokens)
+        _train(trainer, arguments)
+        trainer.save_model(folder / MODEL)
+        metrics = _metrics(trainer, arguments, tokens)
+        if state.is_main_process:
+            results = _write(folder, arguments, trainer, metrics, time.perf_counter() - started)
+    state.wait_for_everyone()
+    return _announce(results, state.is_main_process)
+
+
+def _finished_results(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    from hf_igpt.results import RESULTS, read_results
+    from hf_igpt.storage import is_complete
+
+    if not (folder / RESULTS).is_file() or not is_complete(folder / MODEL):
+        return None
+    check_owner(folder, identity)
+    logger.info("%s is finished: nothing to do.", folder)
+    return read_results(folder)
+
+
+def _announce(results: dict[str, Any] | None, is_main_process: bool) -> dict[str, Any]:
+    from hf_igpt.results import print_results
+
+    if is_main_process:
+        print_results(results)
+    return results or {}
+
+
+def _prepare(arguments: "PretrainArguments", folder: Path, state: Any) -> tuple[Any, Any, "DatasetDict"]:
+    """Palette and tokens: made by the main process, read by the others once it is done."""
+    from hf_igpt.commands.data_options import grid_size, load_source
+    from hf_igpt.data.preparation import prepare_palette, prepare_tokens
+    from hf_igpt.image_processing_igpt import IGPTImageProcessor
+
+    with state.main_process_first():
+        source = load_source(arguments)
+        if arguments.palette is None:
+            processor = prepare_palette(
+                folder / PALETTE,
+                source,
+                num_colors=arguments.num_colors,
+                size=grid_size(arguments),
+                crop_size=arguments.crop_size,
+                seed=arguments.seed,
+            )
+        else:
+            processor = IGPTImageProcessor.from_pretrained(arguments.palette)
+            _check_palette(processor, arguments)
+        tokens = prepare_tokens(
+            folder / TOKENS, source, processor, num_proc=arguments.num_proc, skip_damaged=arguments.skip_damaged
+        )
+    return source, processor, tokens
+
+
+def _check_palette(processor: "IGPTImageProcessor", arguments: "PretrainArguments") -> None:
+    from hf_igpt.commands.data_options import grid_size
+
+    if processor.size != grid_size(arguments):
+        raise ValueError(
+            f"`image_size` is {arguments.image_size}, but the processor in {arguments.palette} makes grids of "
+            f"{processor.size}. Give the same size, or fit a palette for it."
+        )
+
+
+def model_config(arguments: "PretrainArguments", processor: "IGPTImageProcessor") -> "ImageGPTConfig":
+    """The config of the model that the options ask for, with as many values as the palette has colours."""
+    from hf_igpt.configuration_igpt import ImageGPTConfig
+
+    fields = {
+        "vocab_size": processor.num_colors + 1,
+        "image_size": list(processor.grid),
+        "embd_pdrop": arguments.dropout,
+        "resid_pdrop": arguments.dropout,
+    }
+    if arguments.preset is not None:
+        return ImageGPTConfig.from_preset(arguments.preset, **fields)
+    sizes = {name: getattr(arguments, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    return ImageGPTConfig(**fields, **sizes)
+
+
+def _build_trainer(
+    arguments: "PretrainArguments", source: Any, processor: "IGPTImageProcessor", tokens: "DatasetDict"
+) -> "IGPTTrainer":
+    import torch
+    from transformers import set_seed
+
+    from hf_igpt.data.loading import TokenCollator
+    from hf_igpt.modeling_igpt import ImageGPTForCausalImageModeling
+    from hf_igpt.training.callbacks import SampleGridCallback
+    from hf_igpt.training.cost import matmul_peak
+    from hf_igpt.training.throughput import Throughput
+    from hf_igpt.training.trainer import IGPTTrainer
+
+    set_seed(arguments.seed)
+    config = model_config(arguments, processor)
+    training = _training_arguments(arguments, len(tokens["train"]))
+    # `from_config` picks the attention backend; a checkpoint of another backend loads all the same.
+    model = ImageGPTForCausalImageModeling._from_config(config, attn_implementation=arguments.attn_implementation)
+    dtype = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+    peak = matmul_peak(training.device, dtype) * training.world_size
+    throughput = Throughput(config, arguments.total_batch_size, peak)
+    trainer = IGPTTrainer(
+        model,
+        training,
+        train_dataset=_train_dataset(arguments, source, processor, tokens),
+        eval_dataset=_token_dataset(tokens["validation"], processor) if "validation" in tokens else None,
+        data_collator=TokenCollator(config.num_values, config.n_positions),
+        processing_class=processor,
+        throughput=throughput,
+    )
+    if arguments.sample_steps:
+        trainer.add_callback(
+            SampleGridCallback(
+                processor,
+                Path(arguments.output_dir),
+                arguments.sample_steps,
+                seed=arguments.seed,
+                reporters=trainer.callback_handler.callbacks,
+                throughput=throughput,
+            )
+        )
+    return trainer
+
+
+def _token_dataset(tokens: Any, processor: "IGPTImageProcessor", **augmentation: Any) -> Any:
+    from hf_igpt.data.loading import TokenDataset
+
+    return TokenDataset(tokens, num_values=processor.num_colors, grid=processor.grid, **augmentation)
+
+
+def _train_dataset(arguments: "PretrainArguments", source: Any, processor: Any, tokens: "DatasetDict") -> Any:
+    from hf_igpt.data.loading import ImageTokenDataset
+
+    if arguments.augmentation != "random_resized_crop":
+        return _token_dataset(
+            tokens["train"],
+            processor,
+            augment=arguments.augmentation,
+            seed=arguments.seed,
+            padding=arguments.augmentation_padding,
+        )
+    if arguments.streaming or arguments.skip_damaged:
+        raise ValueError(
+            "`augmentation: random_resized_crop` reads the images again in every epoch: `streaming` and "
+            "`skip_damaged` must be off."
+        )
+    return ImageTokenDataset(
+        source.split("train"),
+        # The crops are drawn here, so the processor's own crop must not come on top.
+        type(processor)(size=processor.size, palette=processor.palette),
+        image_column=source.image_column,
+        label_column="none",
+        seed=arguments.seed,
+        image_roots=source.image_roots,
+    )
+
+
+def _training_arguments(arguments: "PretrainArguments", num_images: int) -> "TrainingArguments":
+    from transformers import TrainingArguments
+
+    steps_per_epoch = math.ceil(num_images / arguments.total_batch_size)
+    per_device, accumulation = _split_batch(arguments)
+    has_validation = not arguments.fold_validation
+    return TrainingArguments(
+        output_dir=arguments.output_dir,
+        seed=arguments.seed,
+        data_seed=arguments.seed,
+        per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation,
+        per_device_eval_batch_size=arguments.per_device_eval_batch_size,
+        num_train_epochs=arguments.num_train_epochs,
+        max_steps=arguments.max_steps or -1,
+        learning_rate=arguments.learning_rate,
+        warmup_steps=round(arguments.warmup_epochs * steps_per_epoch),
+        lr_scheduler_type="cosine",
+        optim="adamw_torch_fused",
+        adam_beta1=arguments.adam_beta1,
+        adam_beta2=arguments.adam_beta2,
+        weight_decay=arguments.weight_decay,
+        max_grad_norm=arguments.max_grad_norm,
+        torch_compile=arguments.torch_compile,
+        gradient_checkpointing=arguments.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if arguments.gradient_checkpointing else None,
+        dataloader_num_workers=arguments.dataloader_num_workers,
+        dataloader_persistent_workers=arguments.dataloader_num_workers > 0,
+        remove_unused_columns=False,
+        prediction_loss_only=True,
+        logging_steps=arguments.logging_steps,
+        logging_first_step=True,
+        eval_strategy="steps" if has_validation else "no",
+        eval_steps=arguments.eval_steps,
+        save_steps=arguments.save_steps,
+        save_total_limit=arguments.save_total_limit,
+        report_to=_trackers(arguments.report_to),
+        **_precision(arguments.precision),
+    )
+
+
+def _split_batch(arguments: "PretrainArguments") -> tuple[int, int]:
+    """Images at once on a device, and accumulation steps, of one optimizer step."""
+    devices = int(os.environ.get("WORLD_SIZE", "1"))
+    total = arguments.total_batch_size
+    if total % devices:
+        raise ValueError(f"`total_batch_size` must be divisible by the number of devices, got {total} for {devices}.")
+    per_device = arguments.per_device_train_batch_size or total // devices
+    if (total // devices) % per_device:
+        raise ValueError(
+            f"`total_batch_size` must be devices x `per_device_train_batch_size` x a whole number of accumulation "
+            f"steps, got {total} for {devices} devices with {per_device} images at once."
+        )
+    return per_device, total // devices // per_device
+
+
+def _precision(precision: str) -> dict[str, bool]:
+    import torch
+
+    if precision == "auto":
+        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        precision = "bf16" if has_bf16 else "fp32"
+    return {"bf16": precision == "bf16", "fp16": precision == "fp16"}
+
+
+def _trackers(report_to: str) -> list[str]:
+    from transformers.integrations import get_available_reporting_integrations
+
+    available = get_available_reporting_integrations()
+    if report_to == "auto":
+        return ["tensorboard"] if "tensorboard" in available else []
+    if report_to == "none":
+        return []
+    if report_to not in available:
+        raise ValueError(
+            f"`report_to` must be auto, none or an installed tracker ({', '.join(available) or 'there is none'}), "
+            f"got {report_to!r}."
+        )
+    return [report_to]
+
+
+def _train(trainer: "IGPTTrainer", arguments: "PretrainArguments") -> None:
+    import torch
+
+    from hf_igpt.training.errors import TrainingStopped
+
+    try:
+        trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
+    except torch.OutOfMemoryError as error:
+        now = trainer.args.per_device_train_batch_size
+        raise TrainingStopped(
+            f"Out of memory with {now} images at once on a device. Give `--per_device_train_batch_size "
+            f"{max(1, now // 2)}` (the images per step stay the same), or `--gradient_checkpointing`. {error}"
+        ) from error
+
+
+def _metrics(trainer: "IGPTTrainer", arguments: "PretrainArguments", tokens: "DatasetDict") -> dict[str, Any]:
+    from hf_igpt.evaluation import baselines, log_likelihood
+    from hf_igpt.training.cost import training_flops
+
+    config = trainer.model.config
+    metrics: dict[str, Any] = {
+        "optimizer_steps": trainer.state.global_step,
+        "images_seen": trainer.state.global_step * arguments.total_batch_size,
+        "parameters": trainer.model.num_parameters(),
+        "training_flops": trainer.state.global_step * arguments.total_batch_size * training_flops(config),
+        "train_loss": next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
+    }
+    if "validation" in tokens:
+        model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+        likelihood = log_likelihood(model, tokens["validation"], arguments.per_device_eval_batch_size)
+        metrics["validation"] = likelihood.metrics() | baselines(
+            tokens["train"], tokens["validation"], config.num_values
+        )
+    return metrics
+
+
+def _write(
+    folder: Path, arguments: "PretrainArguments", trainer: "IGPTTrainer", metrics: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    from hf_igpt.plots import save_loss_curve
+    from hf_igpt.results import write_results
+
+    references = {
+        "unigram": value for name, value in metrics.get("validation", {}).items() if name == "unigram_nats_per_token"
+    }
+    save_loss_curve(trainer.state.log_history, folder / CURVE, references)
+    return write_results(
+        folder,
+        metrics=metrics,
+        seeds={"seed": arguments.seed, "split_seed": arguments.split_seed},
+        arguments=asdict(arguments),
+        wall_seconds=seconds,
+        processes=trainer.args.world_size,
+        palette_hash=trainer.processing_class.palette_hash,
+        log_history=trainer.state.log_history,
+    )

@@ -1,0 +1,68 @@
+"""The output folder of a run: one run at a time, and always the same run."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hf_igpt.stages import describe_differences
+from hf_igpt.storage import CLAIM, check_writable, claim_folder, folder_lock, read_json, write_json
+
+
+# Fields that may change between a run and its continuation, since they change no number that training computes.
+CHANGEABLE = frozenset(
+    {
+        "attn_implementation",
+        "cpu_threads",
+        "dataloader_num_workers",
+        "eval_steps",
+        "gradient_checkpointing",
+        "logging_steps",
+        "num_proc",
+        "output_dir",
+        "per_device_eval_batch_size",
+        "per_device_train_batch_size",
+        "report_to",
+        "sample_steps",
+        "save_steps",
+        "save_total_limit",
+        "torch_compile",
+    }
+)
+ARGUMENTS = "arguments.json"
+
+
+def run_identity(arguments: Any) -> dict[str, Any]:
+    """The arguments that decide what a run computes."""
+    return {name: value for name, value in dataclasses.asdict(arguments).items() if name not in CHANGEABLE}
+
+
+@contextlib.contextmanager
+def run_folder(folder: str | os.PathLike, identity: dict[str, Any]) -> Iterator[None]:
+    """
+    Holds a run's folder for the run with this identity, on the main process.
+
+    Raises:
+        ValueError: the folder can't be written to, another run works in it, or it belongs to one with other
+            arguments; lists what differs.
+    """
+    check_writable(folder)
+    run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    with folder_lock(folder, run_id):
+        check_owner(folder, identity)
+        claim_folder(folder, run_id)
+        write_json(Path(folder) / ARGUMENTS, identity)
+        yield
+
+
+def check_owner(folder: str | os.PathLike, identity: dict[str, Any]) -> None:
+    """Raises ValueError with the differences where a folder belongs to a run with other arguments."""
+    mark, recorded = Path(folder) / CLAIM, Path(folder) / ARGUMENTS
+    if not (mark.is_file() and recorded.is_file()):
+        return
+    if differences := describe_differences(read_json(recorded), identity):
+        raise ValueError(f"{folder} belongs to another run: {differences}. Choose another `output_dir`.")
