@@ -2,7 +2,11 @@
 # requires-python = ">=3.11"
 # dependencies = ["hf-igpt[train]"]
 # ///
-"""The command `hf-igpt evaluate` as a file: accelerate launch scripts/evaluate.py [RECIPE] [--option value ...]"""
+"""
+The command `hf-igpt evaluate` as a file.
+
+accelerate launch scripts/evaluate.py [RECIPE] [--option value ...]
+"""
 
 from hf_igpt.commands.evaluate import main
 

@@ -2,7 +2,11 @@
 # requires-python = ">=3.11"
 # dependencies = ["hf-igpt[train]"]
 # ///
-"""The command `hf-igpt pretrain` as a file: accelerate launch scripts/pretrain.py [RECIPE] [--option value ...]"""
+"""
+The command `hf-igpt pretrain` as a file.
+
+accelerate launch scripts/pretrain.py [RECIPE] [--option value ...]
+"""
 
 from hf_igpt.commands.pretrain import main
 

@@ -2,7 +2,11 @@
 # requires-python = ">=3.11"
 # dependencies = ["hf-igpt[train]"]
 # ///
-"""The command `hf-igpt tokenize_dataset` as a file: accelerate launch scripts/tokenize_dataset.py [RECIPE] [--option value ...]"""
+"""
+The command `hf-igpt tokenize_dataset` as a file.
+
+accelerate launch scripts/tokenize_dataset.py [RECIPE] [--option value ...]
+"""
 
 from hf_igpt.commands.tokenize_dataset import main
 

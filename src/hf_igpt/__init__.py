@@ -36,8 +36,8 @@ def _register() -> None:
     AutoModelForCausalLM.register(ImageGPTConfig, ImageGPTForCausalImageModeling)
     AutoModelForCausalImageModeling.register(ImageGPTConfig, ImageGPTForCausalImageModeling, exist_ok=True)
     AutoModelForImageClassification.register(ImageGPTConfig, ImageGPTForImageClassification, exist_ok=True)
-    # For every backend key: a missing one would stay transformers' processor. Past `AutoImageProcessor.register`, which
-    # would load that one first and warn that it needs torchvision.
+    # For every backend key: a missing one would stay transformers' processor. `AutoImageProcessor.register` would load
+    # that one first and warn that it needs torchvision.
     backends = {"pil": IGPTImageProcessor, "torchvision": IGPTImageProcessor}
     IMAGE_PROCESSOR_MAPPING.register(ImageGPTConfig, backends, exist_ok=True)
 

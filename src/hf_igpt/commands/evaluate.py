@@ -6,7 +6,7 @@ hf-igpt evaluate --model outputs/digits/model
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hf_igpt.commands.arguments import option, parse_arguments
+from hf_igpt.arguments import option, parse_arguments
 from hf_igpt.commands.running import run_command, use_cpu_threads
 
 

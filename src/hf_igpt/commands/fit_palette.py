@@ -5,9 +5,9 @@ hf-igpt fit_palette --dataset_name digits --image_size 8 --num_colors 16 --outpu
 
 from dataclasses import dataclass
 
-from hf_igpt.commands.arguments import option, parse_arguments
-from hf_igpt.commands.data_options import GridOptions, ImageOptions, grid_size, load_source
+from hf_igpt.arguments import option, parse_arguments
 from hf_igpt.commands.running import run_command
+from hf_igpt.data.options import GridOptions, ImageOptions, grid_size, load_source
 
 
 @dataclass(kw_only=True)

@@ -5,9 +5,9 @@ hf-igpt tokenize_dataset --dataset_name digits --palette outputs/palette --outpu
 
 from dataclasses import dataclass
 
-from hf_igpt.commands.arguments import option, parse_arguments
-from hf_igpt.commands.data_options import ImageOptions, load_source
+from hf_igpt.arguments import option, parse_arguments
 from hf_igpt.commands.running import run_command
+from hf_igpt.data.options import ImageOptions, load_source
 
 
 @dataclass(kw_only=True)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
     from transformers import TrainingArguments
 
-    from hf_igpt.commands.pretrain import PretrainArguments
     from hf_igpt.configuration_igpt import ImageGPTConfig
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
+    from hf_igpt.training.arguments import PretrainArguments
     from hf_igpt.training.trainer import IGPTTrainer
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def _announce(results: dict[str, Any] | None, is_main_process: bool) -> dict[str
 
 def _prepare(arguments: "PretrainArguments", folder: Path, state: Any) -> tuple[Any, Any, "DatasetDict"]:
     """Palette and tokens: made by the main process, read by the others once it is done."""
-    from hf_igpt.commands.data_options import grid_size, load_source
+    from hf_igpt.data.options import grid_size, load_source
     from hf_igpt.data.preparation import prepare_palette, prepare_tokens
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
 
@@ -102,7 +102,7 @@ def _prepare(arguments: "PretrainArguments", folder: Path, state: Any) -> tuple[
 
 
 def _check_palette(processor: "IGPTImageProcessor", arguments: "PretrainArguments") -> None:
-    from hf_igpt.commands.data_options import grid_size
+    from hf_igpt.data.options import grid_size
 
     if processor.size != grid_size(arguments):
         raise ValueError(
@@ -327,9 +327,8 @@ def _write(
     from hf_igpt.plots import save_loss_curve
     from hf_igpt.results import write_results
 
-    references = {
-        "unigram": value for name, value in metrics.get("validation", {}).items() if name == "unigram_nats_per_token"
-    }
+    validation = metrics.get("validation", {})
+    references = {"unigram": validation["unigram_nats_per_token"]} if validation else {}
     save_loss_curve(trainer.state.log_history, folder / CURVE, references)
     return write_results(
         folder,

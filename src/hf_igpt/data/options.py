@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hf_igpt.commands.arguments import option
+from hf_igpt.arguments import option
 
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 MAX_RECIPE_BYTES = 1 << 20
-SHIPPED_RECIPES = Path(__file__).parent.parent / "recipes"
+SHIPPED_RECIPES = Path(__file__).parent / "recipes"
 
 
 def option(
