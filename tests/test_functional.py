@@ -178,3 +178,12 @@ def test_without_gradients_nothing_is_recomputed():
     with torch.no_grad(), recomputed_for_backward(counted, torch.randn(3, requires_grad=True)) as output:
         output.sum()
     assert calls == [1]
+
+
+def test_small_tensors_take_torchs_own_steps_and_large_ones_blocks(monkeypatch):
+    monkeypatch.setattr(functional_igpt, "SMALL_ELEMENTS", 100)
+    small, large = (torch.randn(rows, 10, requires_grad=True) for rows in (9, 10))
+    weight = torch.ones(10, requires_grad=True)
+    for tensor, in_blocks in ((small, False), (large, True)):
+        assert ("Block" in type(functional_igpt.rms_norm(tensor, weight, 1e-5).grad_fn).__name__) == in_blocks
+        assert ("Block" in type(functional_igpt.quick_gelu(tensor).grad_fn).__name__) == in_blocks

@@ -1,7 +1,7 @@
 """
 The norm and the activation of Image GPT, with backward passes that keep less memory than autograd's.
 
-On a CPU in eager mode, the many small steps of a norm or an activation each write a tensor of the size of their input,
+On a CPU in eager mode, the many steps of a norm or an activation of a large tensor each write a tensor of that size,
 and fresh memory costs more than the arithmetic. Here they run in blocks that stay in the cache and save only their
 input. Elsewhere torch's own kernels, or the compiler, do better.
 """
@@ -16,6 +16,8 @@ from torch.autograd.function import once_differentiable
 
 # Elements of one block: 512 kB in float32, the second-level cache of one core.
 BLOCK_ELEMENTS = 1 << 17
+# Tensors below this size stay in the cache by themselves: there, torch's own steps cost less than Python's.
+SMALL_ELEMENTS = 1 << 19
 QUICK_GELU_SCALE = 1.702
 
 
@@ -42,7 +44,7 @@ def recomputed_for_backward(
     it is dropped and computed again in the backward pass. `function` must be cheap and without randomness.
     """
     output = function(*inputs)
-    if not (enabled and output.requires_grad and _is_eager_cpu(output)):
+    if not (enabled and output.requires_grad and _is_large_on_cpu(output)):
         yield output
         return
     detached = [tensor.detach() for tensor in inputs]
@@ -63,8 +65,9 @@ def recomputed_for_backward(
         yield output
 
 
-def _is_eager_cpu(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+def _is_large_on_cpu(tensor: torch.Tensor) -> bool:
+    is_eager = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return tensor.device.type == "cpu" and is_eager and tensor.numel() >= SMALL_ELEMENTS
 
 
 def _runs_in_blocks(*tensors: torch.Tensor) -> bool:
@@ -73,7 +76,7 @@ def _runs_in_blocks(*tensors: torch.Tensor) -> bool:
         torch.float32,
         torch.float64,
     )
-    return is_full_precision and first.is_contiguous() and _is_eager_cpu(first) and type(first) is torch.Tensor
+    return is_full_precision and first.is_contiguous() and _is_large_on_cpu(first) and type(first) is torch.Tensor
 
 
 def _row_blocks(width: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

@@ -62,6 +62,16 @@ def git_commit() -> dict[str, Any] | None:
     return {"sha": sha, "dirty": git("status", "--porcelain") != ""}
 
 
+def _command() -> list[str]:
+    """This process's command as a user would type it, without the folders that programs lie in."""
+    program = Path(sys.argv[0])
+    if program.parent.name == "commands":
+        return ["hf-igpt", program.stem, *sys.argv[1:]]
+    if program.suffix == ".py":
+        return ["python", f"{program.parent.name}/{program.name}".lstrip("/"), *sys.argv[1:]]
+    return [program.name, *sys.argv[1:]]
+
+
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -109,7 +119,7 @@ def write_results(
 ) -> dict[str, Any]:
     """Writes results.json into a folder (or to the `.json` file named) in one step and returns what it holds.
 
-    `command` is the argument list, by default this process's. `extra` adds fields. Secrets are masked. Raises
+    `command` is the argument list, by default what this process was started with. `extra` adds fields. Secrets are masked. Raises
     ValueError with the field for NaN, infinities and types that JSON lacks.
     """
     if taken := sorted(extra.keys() & _FIELDS.keys()):
@@ -117,7 +127,7 @@ def write_results(
     results = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
-        "command": shlex.join(map(str, sys.argv if command is None else command)),
+        "command": shlex.join(map(str, _command() if command is None else command)),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": package_versions(),
         "commit": git_commit(),
