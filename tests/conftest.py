@@ -13,6 +13,10 @@ import torch  # noqa: E402
 from hf_igpt import functional_igpt  # noqa: E402
 
 
+# Tiny models take the path of large ones: norms and activations in blocks, their outputs recomputed.
+functional_igpt.SMALL_ELEMENTS = 0
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Every test starts from the same generators, whatever ran before it."""
@@ -30,9 +34,3 @@ def torch_settings():
     torch.set_num_threads(threads)
     torch.set_default_dtype(dtype)
     torch.set_grad_enabled(grad)
-
-
-@pytest.fixture(autouse=True)
-def blocks_for_small_tensors(monkeypatch):
-    """Tiny models take the path of large ones: norms and activations in blocks, their outputs recomputed."""
-    monkeypatch.setattr(functional_igpt, "SMALL_ELEMENTS", 0)

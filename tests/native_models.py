@@ -10,7 +10,8 @@ from transformers.models.imagegpt import modeling_imagegpt as native
 from hf_igpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 
 
-SIZES = {"vocab_size": 11, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 3, "num_labels": 3}
+# Heads of 4: before 5.21 transformers' ImageGPT divides by the square root of the head size rounded down.
+SIZES = {"vocab_size": 11, "n_positions": 16, "n_embd": 24, "n_layer": 2, "n_head": 6, "num_labels": 3}
 HEADS = {
     "causal": (native.ImageGPTForCausalImageModeling, ImageGPTForCausalImageModeling),
     "classifier": (native.ImageGPTForImageClassification, ImageGPTForImageClassification),

@@ -70,7 +70,7 @@ HONOURED = [
     {"activation_function": "gelu"},
     {"activation_function": "relu"},
     {"n_inner": 40},
-    {"n_head": 4},
+    {"n_head": 24},
     {"scale_attn_weights": False},
     {"scale_attn_by_inverse_layer_idx": True},
     {"reorder_and_upcast_attn": True},

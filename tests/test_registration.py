@@ -26,7 +26,7 @@ OURS = [
     (AutoModelForCausalImageModeling, ImageGPTForCausalImageModeling),
     (AutoModelForImageClassification, ImageGPTForImageClassification),
 ]
-NATIVE_SIZES = {"vocab_size": 11, "n_positions": 16, "n_embd": 24, "n_layer": 1, "n_head": 3}
+NATIVE_SIZES = {"vocab_size": 11, "n_positions": 16, "n_embd": 24, "n_layer": 1, "n_head": 6}
 
 
 @pytest.mark.parametrize(("auto", "expected"), OURS)
