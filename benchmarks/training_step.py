@@ -2,10 +2,9 @@
 
     python benchmarks/training_step.py --output training_step.json
 
-Forward, backward and AdamW of 6 layers x 512 wide on 2 images of 1024 tokens in float32. Native runs at its own fastest
-settings: default attention, no cache, no dropout.
-Both score all 1024 tokens. Losses and gradients are compared first; then steps are timed in turns, and peak memory is
-measured in a process of its own for each.
+Forward, backward and AdamW of 6 layers x 512 wide on 2 images of 1024 tokens in float32. Native runs at its own
+fastest settings: default attention, no cache, no dropout. Both score all 1024 tokens. Losses and gradients are
+compared first; then steps are timed in turns, and peak memory is measured in a process of its own for each.
 """
 
 import statistics

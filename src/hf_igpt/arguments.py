@@ -3,17 +3,29 @@
 import argparse
 import dataclasses
 import difflib
+import logging
 import math
+import re
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 
 T = TypeVar("T")
 
-MAX_RECIPE_BYTES = 1 << 20
+MAX_RECIPE_BYTES = 1 << 16
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
+
+# Values of YAML 1.2. In YAML 1.1, which PyYAML follows, 1e-4 is text, 010 is eight, 1:30 is ninety and `no` is false.
+_WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
+_WHOLE = re.compile(r"[-+]?[0-9]{1,40}")
+_NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_INFINITE = re.compile(r"[-+]?\.inf|\.nan", re.IGNORECASE)
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+logger = logging.getLogger(__name__)
 
 
 def option(
@@ -24,12 +36,14 @@ def option(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
+    only_if: tuple[str, Callable[[Any], bool]] | None = None,
 ) -> Any:
     """
     A dataclass field with its help text, which states the unit, and its range: `low` and `high` are allowed values,
-    `above` is not. A list as default becomes a factory.
+    `above` is not. `only_if` names another field and says for which of its values this one has an effect. A list as
+    default becomes a factory.
     """
-    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices}
+    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "only_if": only_if}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -37,22 +51,28 @@ def option(
 
 def parse_arguments(arguments_class: type[T], description: str, argv: list[str] | None = None) -> T:
     """
-    Parses `[RECIPE] [--field value ...]`; flags override the recipe.
+    Parses `[RECIPE] [--field value ...]`. Flags override the recipe, `null` leaves an optional field empty, and what
+    the recipe gives for a field that a flag leaves without effect is dropped.
 
     Raises:
-        ValueError: the recipe is unreadable, or values are wrong; the message lists every problem at once.
-        SystemExit: on `--help`, or flags that do not parse (argparse prints why).
+        ValueError: the recipe is unreadable, or values are wrong or without effect; the message lists every problem
+            at once.
+        SystemExit: on `--help`, or for flags that don't exist (argparse prints which).
     """
-    parser = _build_parser(arguments_class, description)
-    namespace = parser.parse_args(argv)
-    if namespace.recipe is not None:
-        values, source = load_recipe(namespace.recipe)
-        _raise_problems(source, _problems(arguments_class, values))
-        parser.set_defaults(**values)
-        namespace = parser.parse_args(argv)
-    values = {name: value for name, value in vars(namespace).items() if name != "recipe"}
-    _raise_problems("arguments", _problems(arguments_class, values))
-    return arguments_class(**values)
+    flags = vars(_build_parser(arguments_class, description).parse_args(argv))
+    name = flags.pop("recipe", None)
+    recipe, source = ({}, None) if name is None else load_recipe(name)
+    hints = typing.get_type_hints(arguments_class)
+    flags = {field: _flag_value(value, hints[field]) for field, value in flags.items()}
+    recipe_problems, flag_problems = _problems(arguments_class, recipe), _problems(arguments_class, flags)
+    if not recipe_problems and not flag_problems:
+        recipe_problems = _without_effect(arguments_class, recipe, recipe)
+        recipe = _drop_overridden(arguments_class, recipe, flags)
+        flag_problems = _without_effect(arguments_class, flags, recipe | flags)
+    where = ((source, recipe_problems), ("arguments", flag_problems))
+    if messages := [f"{place}: {'; '.join(problems)}" for place, problems in where if problems]:
+        raise ValueError(". ".join(messages))
+    return arguments_class(**(recipe | flags))
 
 
 def _build_parser(arguments_class: type, description: str) -> argparse.ArgumentParser:
@@ -62,25 +82,72 @@ def _build_parser(arguments_class: type, description: str) -> argparse.ArgumentP
     parser.add_argument("recipe", nargs="?", help="path of a YAML file, or the name of a shipped recipe")
     hints = typing.get_type_hints(arguments_class)
     for field in dataclasses.fields(arguments_class):
-        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
         kind = _kinds(hints[field.name])[0]
-        settings: dict[str, Any] = {"default": default, "metavar": "VALUE", "help": _help(field, default)}
+        # What isn't given stays away, so that a flag that repeats a default still overrides the recipe.
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field)}
         if kind is bool:
             # `--flag` turns it on, `--no-flag` off again where a recipe has it on.
-            settings = {"default": default, "help": _help(field, default), "action": argparse.BooleanOptionalAction}
-        elif typing.get_origin(kind) is list:
-            settings |= {"type": typing.get_args(kind)[0], "nargs": "+"}
+            settings["action"] = argparse.BooleanOptionalAction
         else:
-            settings["type"] = kind
+            settings["metavar"] = "VALUE"
+            settings["nargs"] = "+" if typing.get_origin(kind) is list else None
         parser.add_argument(f"--{field.name}", **settings)
     return parser
 
 
-def _help(field: dataclasses.Field, default: Any) -> str:
-    metadata = field.metadata
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
+
+
+def _flag_value(value: Any, hint: Any) -> Any:
+    """The value a flag's text stands for; the text itself where it is none of the field's type."""
+    if isinstance(value, list):
+        return [_flag_value(item, hint) for item in value]
+    kind = _kinds(hint)[0]
+    kind = typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind
+    if value == "null" and isinstance(hint, types.UnionType):
+        return None
+    if kind in (bool, str):
+        return value
+    for number in (int, float) if kind is int else (float,):
+        try:
+            return number(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _drop_overridden(arguments_class: type, recipe: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """The recipe without the fields that flags override or leave without effect."""
+    kept = {name: value for name, value in recipe.items() if name not in flags}
+    for field in dataclasses.fields(arguments_class):
+        other, has_effect = field.metadata["only_if"] or (None, None)
+        if field.name in kept and other in flags and not has_effect(flags[other]):
+            logger.info("--%s replaces the recipe's `%s`.", other, field.name)
+            del kept[field.name]
+    return kept
+
+
+def _without_effect(arguments_class: type, given: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    """A problem for each field among `given` that the other `values`, or their defaults, leave without effect."""
+    fields = {field.name: field for field in dataclasses.fields(arguments_class)}
+    problems = []
+    for name in given:
+        other, has_effect = fields[name].metadata["only_if"] or (None, None)
+        if other not in fields or given[name] is None:
+            continue
+        value = values.get(other, _default(fields[other]))
+        if not has_effect(value):
+            problems.append(f"`{name}` has no effect where `{other}` is {value!r}, change one of them")
+    return problems
+
+
+def _help(field: dataclasses.Field) -> str:
+    metadata, default = field.metadata, _default(field)
     notes = [f"one of {', '.join(metadata['choices'])}"] if metadata["choices"] else []
     notes += [f"default {default}"] if default is not None else []
-    return f"{metadata['help']} ({'; '.join(notes)})".replace("%", "%%") if notes else metadata["help"]
+    text = f"{metadata['help']} ({'; '.join(notes)})" if notes else metadata["help"]
+    return text.replace("%", "%%")
 
 
 def _kinds(hint: Any) -> list[Any]:
@@ -122,8 +189,12 @@ def _parse_flat_yaml(text: str, path: Path) -> dict[str, Any]:
     try:
         # Composing builds the nodes alone: tags are not resolved and aliases are not expanded.
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+        tokens = list(yaml.scan(text, Loader=yaml.SafeLoader))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(f"Recipe {path} is no valid YAML: {error}") from None
+    for token in tokens:
+        if isinstance(token, (yaml.TagToken, yaml.AnchorToken, yaml.AliasToken)):
+            raise ValueError(f"Recipe {path}, line {_line(token)}: tags, anchors and aliases are not taken.")
     if not isinstance(root, yaml.MappingNode):
         raise ValueError(f"Recipe {path} must be a mapping of fields to values, got {_node_kind(root)}.")
     values: dict[str, Any] = {}
@@ -143,35 +214,31 @@ def _node_value(node: Any, key: str, path: Path) -> Any:
     if isinstance(node, yaml.SequenceNode) and all(isinstance(item, yaml.ScalarNode) for item in node.value):
         return [_node_value(item, key, path) for item in node.value]
     if not isinstance(node, yaml.ScalarNode):
-        raise ValueError(f"Recipe {path}: {key!r} must be a value or a flat list, got {_node_kind(node)}.")
-    try:
-        value = yaml.SafeLoader("").construct_object(node)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"Recipe {path}, line {_line(node)}: {key!r} can't be read: {error}") from None
-    if isinstance(value, str) and node.style is None:
-        # YAML 1.1 takes 1e-4 for text; people write it for a number.
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+        raise ValueError(
+            f"Recipe {path}, line {_line(node)}: {key!r} must be a value or a flat list, got {_node_kind(node)}."
+        )
+    is_quoted = node.style is not None
+    return node.value if is_quoted else _plain_value(node.value)
+
+
+def _plain_value(text: str) -> Any:
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if _WHOLE.fullmatch(text):
+        return int(text)
+    if _INFINITE.fullmatch(text):
+        return float(text.replace(".", ""))
+    return float(text) if _NUMBER.fullmatch(text) else text
 
 
 def _node_kind(node: Any) -> str:
-    return (
-        "nothing"
-        if node is None
-        else {"MappingNode": "a mapping", "SequenceNode": "a list"}.get(type(node).__name__, "a value")
-    )
+    if node is None:
+        return "nothing"
+    return {"MappingNode": "a mapping", "SequenceNode": "a list"}.get(type(node).__name__, "a value")
 
 
 def _line(node: Any) -> int:
     return node.start_mark.line + 1
-
-
-def _raise_problems(source: Any, problems: list[str]) -> None:
-    if problems:
-        raise ValueError(f"{source}: " + "; ".join(problems))
 
 
 def _problems(arguments_class: type, values: dict[str, Any]) -> list[str]:
@@ -188,7 +255,7 @@ def _problems(arguments_class: type, values: dict[str, Any]) -> list[str]:
         try:
             values[name] = _coerce(value, hints[name])
         except TypeError:
-            problems.append(f"`{name}` must be {_type_name(hints[name])}, got {value!r}")
+            problems.append(f"`{name}` must be {_type_name(hints[name])}, got {_shown(value)}")
             continue
         problems += _range_problems(name, values[name], fields[name].metadata)
     return problems
@@ -211,11 +278,15 @@ def _coerce(value: Any, hint: Any) -> Any:
 
 
 def _type_name(hint: Any) -> str:
-    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     kind = _kinds(hint)[0]
     is_list = typing.get_origin(kind) is list
-    name = f"{names[typing.get_args(kind)[0]]} or a list of them" if is_list else names[kind]
+    name = f"{_TYPE_NAMES[typing.get_args(kind)[0]]} or a list of them" if is_list else _TYPE_NAMES[kind]
     return f"{name} or null" if isinstance(hint, types.UnionType) else name
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _range_problems(name: str, value: Any, metadata: dict[str, Any]) -> list[str]:
@@ -224,7 +295,7 @@ def _range_problems(name: str, value: Any, metadata: dict[str, Any]) -> list[str
         if item is None:
             continue
         if metadata.get("choices") and item not in metadata["choices"]:
-            problems.append(f"`{name}` must be one of {', '.join(metadata['choices'])}, got {item!r}")
+            problems.append(f"`{name}` must be one of {', '.join(metadata['choices'])}, got {_shown(item)}")
         if isinstance(item, float) and not math.isfinite(item):
             problems.append(f"`{name}` must be finite, got {item}")
         elif isinstance(item, int | float) and not isinstance(item, bool):

@@ -88,10 +88,14 @@ def quantization_grid(
     originals: Sequence[Image.Image], quantized: Sequence[Image.Image], num_colors: int, columns: int = 8
 ) -> Image.Image:
     """Images before and after quantization, above each other, with the PSNR of these images in the title."""
+    columns = min(columns, len(originals))
+    blank = Image.new("RGB", originals[0].size, BACKGROUND)
     blocks = []
     for start in range(0, len(originals), columns):
-        blocks += [*originals[start : start + columns], *quantized[start : start + columns]]
-    grid = image_grid(blocks, columns=min(columns, len(originals)))
+        for images in (originals, quantized):
+            row = images[start : start + columns]
+            blocks += [*row, *[blank] * (columns - len(row))]
+    grid = image_grid(blocks, columns=columns)
     titled = Image.new("RGB", (max(grid.width, 420), grid.height + 22), BACKGROUND)
     titled.paste(grid, (0, 22))
     title = f"above: original, below: {num_colors} colours, PSNR of these images {_psnr_text(originals, quantized)}"
@@ -127,7 +131,8 @@ def save_loss_curve(
         axes.axhline(height, color="grey", linestyle=style, linewidth=1, label=f"{name} ({height:.3f})")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("nats per token")
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     axes.grid(alpha=0.3)
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=120)

@@ -119,8 +119,8 @@ def write_results(
 ) -> dict[str, Any]:
     """Writes results.json into a folder (or to the `.json` file named) in one step and returns what it holds.
 
-    `command` is the argument list, by default what this process was started with. `extra` adds fields. Secrets are masked. Raises
-    ValueError with the field for NaN, infinities and types that JSON lacks.
+    `command` is the argument list, by default what this process was started with. `extra` adds fields. Secrets are
+    masked. Raises ValueError with the field for NaN, infinities and types that JSON lacks.
     """
     if taken := sorted(extra.keys() & _FIELDS.keys()):
         raise ValueError(f"`{taken[0]}` is a field of every results.json. Choose another name.")

@@ -5,7 +5,7 @@ Whatever this package writes becomes visible whole or not at all, and whatever i
 - `staged_folder` writes a folder under a hidden name, adds a manifest of sizes and SHA-256, and renames it;
 - `verify_folder`, `is_complete` and `newest_complete_checkpoint` read that manifest;
 - `atomic_path`, `write_bytes`, `write_json` do the same for one file;
-- `folder_lock`, `claim_folder`, `check_writable`, `clean_leftovers` guard an output folder.
+- `folder_lock`, `check_claim`, `claim_folder`, `check_writable`, `clean_leftovers` guard an output folder.
 
 JSON goes through `redact` first.
 
@@ -371,8 +371,8 @@ def check_writable(folder: str | os.PathLike) -> None:
         ) from error
 
 
-def claim_folder(folder: str | os.PathLike, run_id: str) -> None:
-    """Marks a new folder as belonging to a run, or checks that it already does.
+def check_claim(folder: str | os.PathLike, run_id: str) -> None:
+    """Checks that a folder is a run's, or new.
 
     Raises `FolderInUseError` with both run ids if it is another run's, or if it holds files and no run's mark.
     """
@@ -388,7 +388,13 @@ def claim_folder(folder: str | os.PathLike, run_id: str) -> None:
         raise FolderInUseError(
             f"{folder} holds {others[0]} and isn't marked as the output of run {run_id}. Choose another folder."
         )
-    write_json(mark, {"run_id": run_id})
+
+
+def claim_folder(folder: str | os.PathLike, run_id: str) -> None:
+    """Marks a new folder as belonging to a run, or checks that it already does, see `check_claim`."""
+    check_claim(folder, run_id)
+    if not (Path(folder) / CLAIM).is_file():
+        write_json(Path(folder) / CLAIM, {"run_id": run_id})
 
 
 _held: set[int] = set()

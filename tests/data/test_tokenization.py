@@ -74,6 +74,23 @@ def test_a_stream_gives_the_same_tokens(caplog):
     assert "row 7 of the split 'train'" in caplog.text
 
 
+def test_a_stream_is_stored_where_asked(tmp_path):
+    pixels, processor = make_pixels(), make_processor()
+    damaged = dataset_of(pixels, damaged=[2, 7]).to_iterable_dataset(num_shards=2)
+    with pytest.raises(ValueError, match="row 2 of the split 'train', file image-2.png"):
+        tokenize(damaged, processor, stream_folder=tmp_path)
+    tokens = tokenize(damaged, processor, skip_damaged=True, batch_size=3, stream_folder=tmp_path)
+    np.testing.assert_array_equal(ids(tokens), np.delete(nearest_colors(pixels, processor), [2, 7], axis=0))
+    assert list(tokens["label"]) == [row % 3 for row in range(12) if row not in (2, 7)]
+    assert tokens.features["input_ids"] == datasets.Sequence(datasets.Value("uint8"), length=HEIGHT * WIDTH)
+    assert [where["row"] for where in tokens_info(tokens)["skipped"]] == [2, 7]
+    save_tokens(tokens, tmp_path / "saved")
+    assert check_tokens(load_tokens(tmp_path / "saved"), processor)["palette_hash"] == processor.palette_hash
+    # Another stream of the same shape doesn't bring back the first one's tokens.
+    other = tokenize(dataset_of(make_pixels(seed=5)).to_iterable_dataset(), processor, stream_folder=tmp_path)
+    np.testing.assert_array_equal(ids(other), nearest_colors(make_pixels(seed=5), processor))
+
+
 class CountingProcessor(IGPTImageProcessor):
     calls = 0
 

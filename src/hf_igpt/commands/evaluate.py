@@ -28,30 +28,39 @@ class EvaluateArguments:
     )
 
 
+def parse(argv: list[str] | None = None) -> EvaluateArguments:
+    """The options of evaluate, checked."""
+    return parse_arguments(EvaluateArguments, __doc__, argv)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `hf-igpt evaluate`."""
     run_command(_main, argv)
 
 
 def _main(argv: list[str] | None) -> None:
-    arguments = parse_arguments(EvaluateArguments, __doc__, argv)
-    from accelerate import PartialState
-
+    arguments = parse(argv)
     from hf_igpt.commands.checkpoints import beside, load_checkpoint, load_matching_tokens
+    from hf_igpt.processes import process_state
     from hf_igpt.results import print_results, read_results
     from hf_igpt.stages import is_finished
+    from hf_igpt.storage import check_writable
 
-    state = PartialState()
+    state = process_state()
     use_cpu_threads(arguments.cpu_threads)
     model, processor, digest = load_checkpoint(arguments.model)
     tokens = load_matching_tokens(arguments.tokens or beside(arguments.model, "tokens"), model, processor)
     if arguments.split not in tokens:
         raise ValueError(f"There is no split {arguments.split!r}, only {', '.join(tokens)}.")
     folder = Path(arguments.output_dir or beside(arguments.model, f"evaluation-{arguments.split}"))
-    made_from = {"model": digest, "split": arguments.split, "tokens": tokens[arguments.split]._fingerprint}
+    # The baselines come from train.
+    fingerprints = {name: tokens[name]._fingerprint for name in ("train", arguments.split)}
+    made_from = {"model": digest, "split": arguments.split, "tokens": fingerprints}
     done = is_finished(folder, made_from)
     state.wait_for_everyone()
     if not done:
+        if state.is_main_process:
+            check_writable(folder.parent)
         _score(arguments, model.to(state.device), tokens, folder, made_from, state)
     if state.is_main_process:
         print_results(read_results(folder))

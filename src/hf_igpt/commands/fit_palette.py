@@ -16,6 +16,7 @@ class FitPaletteArguments(ImageOptions, GridOptions):
 
     output_dir: str = option("outputs/palette", "folder for the image processor, pictures and results.json")
     seed: int = option(0, "seed of k-means", low=0)
+    skip_damaged: bool = option(False, "leave out unreadable images")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _main(argv: list[str] | None) -> None:
     arguments = parse_arguments(FitPaletteArguments, __doc__, argv)
+    size = grid_size(arguments)
     from hf_igpt.data.preparation import prepare_palette
     from hf_igpt.results import print_results, read_results
 
@@ -32,9 +34,10 @@ def _main(argv: list[str] | None) -> None:
         arguments.output_dir,
         load_source(arguments),
         num_colors=arguments.num_colors,
-        size=grid_size(arguments),
+        size=size,
         crop_size=arguments.crop_size,
         seed=arguments.seed,
+        skip_damaged=arguments.skip_damaged,
     )
     print_results(read_results(arguments.output_dir))
 

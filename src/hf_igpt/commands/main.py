@@ -1,10 +1,13 @@
 """The console script `hf-igpt COMMAND ...`."""
 
+import importlib
 import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from hf_igpt.commands.running import run_command
 
 
 # What each command does, and whether it runs on several devices and is started by accelerate.
@@ -28,21 +31,29 @@ def main(argv: list[str] | None = None) -> None:
     if command not in COMMANDS:
         print(f"error: unknown command {command!r}\n\n{_usage()}", file=sys.stderr)
         sys.exit(2)
-    if not COMMANDS[command][1] or "-h" in rest or "--help" in rest:
-        sys.exit(_run_here(command, rest))
+    module = importlib.import_module(f"hf_igpt.commands.{command}")
+    if not COMMANDS[command][1]:
+        module.main(rest)
+        return
+    # Wrong options, and --help, end here and don't wait for the launcher.
+    run_command(module.parse, rest)
     if importlib.util.find_spec("accelerate") is None:
         print("error: accelerate is not installed: pip install 'hf-igpt[train]'", file=sys.stderr)
         sys.exit(1)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *_launch_defaults()]
     # On a shared machine, threads that spin while they wait slow each other down tenfold.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    sys.exit(subprocess.run([*launch, "-m", f"hf_igpt.commands.{command}", *rest], env=environment).returncode)
+    with subprocess.Popen([*launch, "-m", f"hf_igpt.commands.{command}", *rest], env=environment) as process:
+        sys.exit(_wait(process))
 
 
-def _run_here(command: str, rest: list[str]) -> int:
-    module = importlib.import_module(f"hf_igpt.commands.{command}")
-    module.main(rest)
-    return 0
+def _wait(process: subprocess.Popen) -> int:
+    """Exit status of the launcher. Ctrl-C reaches it too: what it has to say is waited for."""
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
 
 
 def _launch_defaults() -> list[str]:

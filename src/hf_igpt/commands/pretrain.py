@@ -11,13 +11,18 @@ from hf_igpt.commands.running import run_command, use_cpu_threads
 from hf_igpt.training.arguments import PretrainArguments
 
 
+def parse(argv: list[str] | None = None) -> PretrainArguments:
+    """The options of pretrain, checked."""
+    return parse_arguments(PretrainArguments, __doc__, argv)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `hf-igpt pretrain`."""
     run_command(_main, argv)
 
 
 def _main(argv: list[str] | None) -> None:
-    arguments = parse_arguments(PretrainArguments, __doc__, argv)
+    arguments = parse(argv)
     from hf_igpt.training.pretraining import pretrain
 
     use_cpu_threads(arguments.cpu_threads)

@@ -19,7 +19,7 @@ _EXTRAS = {
 }
 
 
-def run_command(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:
+def run_command(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> None:
     """
     Runs a command's `main` and ends the process: 0 when everything asked for exists, 1 for what the user can mend and
     for training that had to stop, with the cause as the last line on stderr, 130 on Ctrl-C. Anything else is a bug
@@ -40,9 +40,9 @@ def run_command(main: Callable[[list[str] | None], None], argv: list[str] | None
     except (ValueError, OSError) as error:
         _fail(str(error))
     except RuntimeError as error:
-        if not _is_expected(error):
+        if (message := _explanation(error)) is None:
             raise
-        _fail(str(error))
+        _fail(message)
 
 
 def use_cpu_threads(threads: int | None) -> None:
@@ -59,15 +59,29 @@ def use_cpu_threads(threads: int | None) -> None:
     torch.set_num_threads(threads or max(1, cores // processes))
 
 
-def _is_expected(error: RuntimeError) -> bool:
-    from hf_igpt.training.errors import TrainingStopped
+def _explanation(error: RuntimeError) -> str | None:
+    """What the user can do about an error that isn't a bug; None for a bug."""
+    from hf_igpt.training.errors import TrainingStopped, is_out_of_memory
 
-    return isinstance(error, TrainingStopped)
+    if isinstance(error, TrainingStopped):
+        return str(error)
+    if is_out_of_memory(error):
+        return f"out of memory: lower `--batch_size`, of pretrain `--per_device_eval_batch_size`. {error}"
+    return None
 
 
 def _fail(message: str, code: int = FAILURE) -> None:
     from hf_igpt.redaction import redact
 
     sys.stdout.flush()
-    print(f"error: {redact(message)}", file=sys.stderr, flush=True)
+    _close_progress_bars()
+    # On one line whatever libraries put into it: the last line is the cause.
+    print(f"error: {' '.join(redact(message).split())}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _close_progress_bars() -> None:
+    """Open ones would draw themselves once more below the message when the process ends."""
+    if "tqdm" in sys.modules:
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()

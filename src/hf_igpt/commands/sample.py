@@ -17,12 +17,16 @@ class SampleArguments:
     model: str = option("outputs/digits/model", "checkpoint folder or Hub name")
     num_samples: int = option(36, "images to draw; 0 draws none", low=0)
     num_completions: int = option(8, "held-out images to complete, the first of the split; 0 completes none", low=0)
-    completions_per_image: int = option(4, "completions of each of them", low=1)
-    rows_kept: int | None = option(None, "rows that are given; by default the upper half", low=0)
-    tokens: str | None = option(
-        None, "folder of tokenized images to complete; by default 'tokens' beside the checkpoint folder"
+    completions_per_image: int = option(4, "completions of each of them", low=1, only_if=("num_completions", bool))
+    rows_kept: int | None = option(
+        None, "rows that are given; by default the upper half", low=0, only_if=("num_completions", bool)
     )
-    split: str = option("test", "split to complete images of")
+    tokens: str | None = option(
+        None,
+        "folder of tokenized images to complete; by default 'tokens' beside the checkpoint folder",
+        only_if=("num_completions", bool),
+    )
+    split: str = option("test", "split to complete images of", only_if=("num_completions", bool))
     temperature: float = option(1.0, "logits are divided by it", above=0)
     top_k: int = option(0, "draw from the k likeliest values only; 0 draws from all", low=0)
     top_p: float = option(1.0, "draw from the likeliest values that make up this probability", above=0, high=1)
@@ -40,65 +44,72 @@ def main(argv: list[str] | None = None) -> None:
 
 def _main(argv: list[str] | None) -> None:
     arguments = parse_arguments(SampleArguments, __doc__, argv)
+    if not arguments.num_samples and not arguments.num_completions:
+        raise ValueError("`num_samples` and `num_completions` are both 0: there is nothing to draw.")
     import torch
 
     from hf_igpt.commands.checkpoints import beside, load_checkpoint
     from hf_igpt.results import print_results, read_results, write_results
     from hf_igpt.stages import is_finished, write_stage
-    from hf_igpt.storage import staged_folder
+    from hf_igpt.storage import check_writable, staged_folder
 
     use_cpu_threads(arguments.cpu_threads)
     model, processor, digest = load_checkpoint(arguments.model)
+    given = _given_images(arguments, model, processor) if arguments.num_completions else None
     folder = Path(arguments.output_dir or beside(arguments.model, "samples-final"))
-    made_from = {"weights": digest, **asdict(arguments)}
-    for name in ("model", "output_dir", "cpu_threads"):
+    made_from = {"weights": digest, "given": given and given._fingerprint, **asdict(arguments)}
+    for name in ("model", "tokens", "output_dir", "cpu_threads"):
         made_from.pop(name)
     if not is_finished(folder, made_from):
+        check_writable(folder.parent)
         device = arguments.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         with staged_folder(folder, overwrite=True) as staged:
-            _draw(arguments, model.to(device), processor, staged)
+            _draw(arguments, model.to(device), processor, given, staged)
             write_stage(staged, made_from)
             seeds = {"seed": arguments.seed}
             write_results(staged, metrics={}, seeds=seeds, arguments=asdict(arguments), model_sha256=digest)
     print_results(read_results(folder))
 
 
-def _draw(arguments: SampleArguments, model, processor, folder: Path) -> None:
+def _given_images(arguments: SampleArguments, model, processor):
+    """The tokenized images to complete, a `datasets.Dataset`."""
+    from hf_igpt.commands.checkpoints import beside, load_matching_tokens
+
+    height = processor.grid[0]
+    if arguments.rows_kept is not None and arguments.rows_kept >= height:
+        raise ValueError(f"`rows_kept` must be below {height}, the height of the grid, got {arguments.rows_kept}.")
+    tokens = load_matching_tokens(arguments.tokens or beside(arguments.model, "tokens"), model, processor)
+    if arguments.split not in tokens:
+        raise ValueError(f"There is no split {arguments.split!r}, only {', '.join(tokens)}.")
+    split = tokens[arguments.split]
+    return split.select(range(min(arguments.num_completions, len(split))))
+
+
+def _draw(arguments: SampleArguments, model, processor, given, folder: Path) -> None:
     from tqdm.auto import tqdm
 
     from hf_igpt.generation import sample
     from hf_igpt.plots import image_grid, save_png
 
-    settings = {
-        "batch_size": arguments.batch_size,
-        "seed": arguments.seed,
-        "temperature": arguments.temperature,
-        "top_k": arguments.top_k,
-        "top_p": arguments.top_p,
-    }
+    settings = {name: getattr(arguments, name) for name in ("batch_size", "seed", "temperature", "top_k", "top_p")}
     if arguments.num_samples:
         with tqdm(total=arguments.num_samples, desc="Sampling") as bar:
             drawn = sample(model, arguments.num_samples, progress=bar.update, **settings)
         save_png(image_grid(processor.decode(drawn)), folder / "samples.png")
-    if arguments.num_completions:
-        _draw_completions(arguments, model, processor, folder, settings)
+    if given is not None:
+        _draw_completions(arguments, model, processor, given, folder, settings)
 
 
-def _draw_completions(arguments: SampleArguments, model, processor, folder: Path, settings) -> None:
+def _draw_completions(arguments: SampleArguments, model, processor, given, folder: Path, settings) -> None:
     from tqdm.auto import tqdm
 
-    from hf_igpt.commands.checkpoints import beside, load_matching_tokens
     from hf_igpt.evaluation.likelihood import token_rows
     from hf_igpt.generation import complete
     from hf_igpt.plots import completion_grid, hide_below, save_png
 
-    tokens = load_matching_tokens(arguments.tokens or beside(arguments.model, "tokens"), model, processor)
-    if arguments.split not in tokens:
-        raise ValueError(f"There is no split {arguments.split!r}, only {', '.join(tokens)}.")
-    split = tokens[arguments.split]
-    given = token_rows(split.select(range(min(arguments.num_completions, len(split)))))
+    given = token_rows(given)
     rows_kept = processor.grid[0] // 2 if arguments.rows_kept is None else arguments.rows_kept
     per_image = arguments.completions_per_image
     with tqdm(total=len(given) * per_image, desc="Completing") as bar:

@@ -4,6 +4,7 @@ hf-igpt tokenize_dataset --dataset_name digits --palette outputs/palette --outpu
 """
 
 from dataclasses import dataclass
+from operator import not_
 
 from hf_igpt.arguments import option, parse_arguments
 from hf_igpt.commands.running import run_command
@@ -16,7 +17,7 @@ class TokenizeArguments(ImageOptions):
 
     palette: str = option("outputs/palette", "folder or Hub name of an image processor: a palette or a checkpoint")
     output_dir: str = option("outputs/tokens", "folder for the tokenized splits and results.json")
-    num_proc: int | None = option(None, "processes that tokenize", low=1)
+    num_proc: int | None = option(None, "processes that tokenize", low=1, only_if=("streaming", not_))
     skip_damaged: bool = option(False, "leave out unreadable images, counted and named in results.json")
 
 

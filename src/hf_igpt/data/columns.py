@@ -90,6 +90,17 @@ def read_image(value: Any, image_roots: Iterable[str] = ()) -> "Image":
     return open_image(_local_path(path, image_roots))
 
 
+def damaged_row(split: str, row: int, value: Any, reason: Exception) -> dict[str, Any]:
+    """What is recorded of a row whose image can't be used: {"split", "row", "file", "reason"}."""
+    return {"split": split, "row": row, "file": row_file(value), "reason": str(reason)}
+
+
+def damage_message(where: dict[str, Any]) -> str:
+    """A record of `damaged_row` in words."""
+    file = f", file {where['file']}" if where["file"] else ""
+    return f"The image in row {where['row']} of the split {where['split']!r}{file} can't be used: {where['reason']}"
+
+
 def row_file(value: Any) -> str | None:
     """Name of the file a row's image came from, where the row tells."""
     return value.get("path") if isinstance(value, dict) else None

@@ -1,6 +1,7 @@
 """Options about images and tokens that several commands share."""
 
 from dataclasses import dataclass
+from operator import not_
 from typing import TYPE_CHECKING
 
 from hf_igpt.arguments import option
@@ -25,7 +26,11 @@ class ImageOptions:
     validation_split: str | None = option(None, "its validation split; found where there is one, 'none' ignores it")
     test_split: str | None = option(None, "its test split; 'test' where there is one")
     validation_fraction: float = option(
-        0.1, "share of train held out where there is no validation split", above=0, high=0.9
+        0.1,
+        "share of train held out where there is no validation split",
+        above=0,
+        high=0.9,
+        only_if=("fold_validation", not_),
     )
     test_fraction: float | None = option(
         None, "share of train held out for testing where there is no test split", above=0, high=0.9
@@ -42,9 +47,12 @@ class GridOptions:
 
     image_size: list[int] = option([32], "side, or height and width, of the token grid in pixels", low=1, high=4096)
     crop_size: int | None = option(
-        None, "first crop a centre square of so many pixels (the shorter side is brought to it)", low=1
+        None,
+        "first crop a centre square of so many pixels (the shorter side is brought to it)",
+        low=1,
+        only_if=("palette", not_),
     )
-    num_colors: int = option(512, "colours of the palette", low=2, high=4096)
+    num_colors: int = option(512, "colours of the palette", low=2, high=4096, only_if=("palette", not_))
 
 
 def load_source(options: ImageOptions) -> "ImageSource":

@@ -1,9 +1,11 @@
 """Images by name or path, with fixed seeded splits."""
 
 import glob
+import hashlib
+import json
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +34,7 @@ class ImageSource:
         revision: Revision of the data set on the Hub that was asked for, or None.
         notes: What a reader of results must know about the splits, in words.
         image_roots: Folders a row's path may point into; bytes need none.
+        asked_for: Arguments of `load_images` that decide which images a stream gives.
     """
 
     name: str
@@ -42,6 +45,7 @@ class ImageSource:
     revision: str | None = None
     notes: tuple[str, ...] = ()
     image_roots: tuple[str, ...] = ()
+    asked_for: dict[str, Any] = field(default_factory=dict)
 
     def split(self, name: str) -> "Dataset | IterableDataset":
         """The split called `name`; ValueError lists those there are."""
@@ -52,9 +56,11 @@ class ImageSource:
         return self.splits[name]
 
     @property
-    def fingerprints(self) -> dict[str, str | None]:
-        """Fingerprint of each split, None for streams: changes when the images or the split do."""
-        return {name: getattr(split, "_fingerprint", None) for name, split in self.splits.items()}
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of each split: changes when the images do, of a stream only when something else is asked for."""
+        asked_for = json.dumps([self.name, self.revision, self.asked_for], sort_keys=True)
+        of_stream = hashlib.sha256(asked_for.encode()).hexdigest()[:16]
+        return {name: getattr(split, "_fingerprint", of_stream) for name, split in self.splits.items()}
 
 
 def load_images(
@@ -129,6 +135,14 @@ def load_images(
         revision=revision,
         notes=tuple(notes),
         image_roots=_image_roots(dataset_name),
+        asked_for={
+            "dataset_config": dataset_config,
+            "splits": [train_split, validation_split, test_split],
+            "fractions": [validation_fraction, test_fraction],
+            "fold_validation": fold_validation,
+            "seed": seed,
+            "max_images": max_images,
+        },
     )
 
 

@@ -7,13 +7,15 @@ values, two above), and `label` where the images have classes.
 import hashlib
 import json
 import logging
+import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_igpt.data.columns import find_image_column, find_label_column, read_image, row_file
+from hf_igpt.data.columns import damage_message, damaged_row, find_image_column, find_label_column, read_image
 from hf_igpt.data.sources import ImageSource
 from hf_igpt.data.token_store import token_record, write_record
 
@@ -35,6 +37,7 @@ def tokenize(
     num_proc: int | None = None,
     skip_damaged: bool = False,
     image_roots: tuple[str, ...] = (),
+    stream_folder: str | os.PathLike | None = None,
 ) -> "DatasetDict | IterableDatasetDict | Dataset | IterableDataset":
     """Turns images into tokens, cached, in several processes or as a stream.
 
@@ -49,11 +52,13 @@ def tokenize(
         batch_size: Images a call of the processor.
         num_proc: Processes; None uses this one. A stream uses its reader's workers instead.
         skip_damaged: Leave out images that can't be read. They are counted and listed under "skipped" in
-            `tokens_info`; a stream, whose end is unknown, logs a warning for each.
+            `tokens_info`; a stream that stays one, whose end is unknown, logs a warning for each.
         image_roots: Folders that a row's path may point into; a source knows its own. Bytes need none.
+        stream_folder: Reads streams to their end and stores their tokens in this folder, images never.
 
     Returns:
-        What went in, as tokens: a data set, or a dictionary for a source or a dictionary.
+        What went in, as tokens: a data set, or a dictionary for a source or a dictionary. With `stream_folder` a
+        stored one in any case, which lasts as long as that folder.
 
     Raises:
         ValueError: If a split is empty, a column is missing, or an image is damaged: names split, row and file. Rows
@@ -74,6 +79,7 @@ def tokenize(
         "num_proc": num_proc,
         "skip_damaged": skip_damaged,
         "image_roots": image_roots,
+        "stream_folder": stream_folder,
     }
     if not isinstance(images, dict):
         return _tokenize_split(images, str(getattr(images, "split", None) or "train"), **settings)
@@ -103,10 +109,13 @@ def _tokenize_split(images: Any, split: str, processor: Any, **settings: Any) ->
         label_column=label_column,
         skip_damaged=settings["skip_damaged"],
         image_roots=settings["image_roots"],
-        keep_rows=stored,
+        keep_rows=stored or settings["stream_folder"] is not None,
     )
-    features = _features(record, images.features, label_column, with_damage=stored)
+    features = _features(record, images.features, label_column, with_damage=function.keywords["keep_rows"])
     arguments = {"batched": True, "with_indices": True, "batch_size": settings["batch_size"], "features": features}
+    if not stored and settings["stream_folder"] is not None:
+        file = Path(settings["stream_folder"]) / f"{split}.arrow"
+        return _finish(_store_stream(images, function, features, settings["batch_size"], file), record, split)
     if not stored:
         tokens = images.map(function, remove_columns=list(images.features), **arguments)
         write_record(tokens, record, [])
@@ -121,9 +130,42 @@ def _tokenize_split(images: Any, split: str, processor: Any, **settings: Any) ->
         desc=f"Tokenizing {split}",
         **arguments,
     )
+    return _finish(tokens, record, split)
+
+
+def _finish(tokens: "Dataset", record: dict[str, Any], split: str) -> "Dataset":
     tokens, skipped = _drop_damaged(tokens, split)
     write_record(tokens, record, skipped)
     return tokens
+
+
+def _store_stream(
+    images: "IterableDataset",
+    function: Callable[..., dict[str, Any]],
+    features: "Features",
+    batch_size: int,
+    file: Path,
+) -> "Dataset":
+    """Writes a stream's tokens into an Arrow file, batch by batch. Not cached: a stream tells nothing of changes."""
+    from datasets import Dataset
+    from datasets.arrow_writer import ArrowWriter
+    from tqdm.auto import tqdm
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rows = 0
+    with (
+        ArrowWriter(path=str(file), features=features) as writer,
+        tqdm(desc=f"Tokenizing {file.stem}", unit=" images") as bar,
+    ):
+        for batch in images.iter(batch_size=batch_size):
+            size = len(next(iter(batch.values())))
+            writer.write_batch(function(batch, list(range(rows, rows + size))))
+            rows += size
+            bar.update(size)
+        writer.finalize()
+    if rows == 0:
+        raise ValueError(f"The split {file.stem!r} is empty: there is nothing to tokenize.")
+    return Dataset.from_file(str(file))
 
 
 def _tokenize_batch(
@@ -145,9 +187,9 @@ def _tokenize_batch(
             pixels.append(processor.pixels([read_image(value, image_roots)])[0])
             damage.append(None)
         except (ValueError, OSError) as error:
-            where = {"split": split, "row": row, "file": row_file(value), "reason": str(error)}
+            where = damaged_row(split, row, value, error)
             if not skip_damaged:
-                raise ValueError(_damage_message(where)) from error
+                raise ValueError(damage_message(where)) from error
             damage.append(json.dumps(where))
     good = np.array([text is None for text in damage], dtype=bool)
     values = np.zeros((len(rows), _num_tokens(processor)), dtype=_token_dtype(processor.num_colors))
@@ -158,16 +200,11 @@ def _tokenize_batch(
     else:
         result = {"input_ids": values[good]}
         for text in filter(None, damage):
-            logger.warning("Skipped: %s", _damage_message(json.loads(text)))
+            logger.warning("Skipped: %s", damage_message(json.loads(text)))
     if label_column is not None:
         labels = batch[label_column]
         result["label"] = labels if keep_rows else [labels[row] for row in np.flatnonzero(good)]
     return result
-
-
-def _damage_message(where: dict[str, Any]) -> str:
-    file = f", file {where['file']}" if where["file"] else ""
-    return f"The image in row {where['row']} of the split {where['split']!r}{file} can't be used: {where['reason']}"
 
 
 def _drop_damaged(tokens: "Dataset", split: str) -> tuple["Dataset", list[dict[str, Any]]]:
@@ -177,9 +214,9 @@ def _drop_damaged(tokens: "Dataset", split: str) -> tuple["Dataset", list[dict[s
     texts = column.to_pylist()
     skipped = [json.loads(text) for text in texts if text is not None]
     for where in skipped:
-        logger.warning("Skipped: %s", _damage_message(where))
+        logger.warning("Skipped: %s", damage_message(where))
     if len(skipped) == len(texts):
-        raise ValueError(f"No image of the split {split!r} can be read. {_damage_message(skipped[0])}")
+        raise ValueError(f"No image of the split {split!r} can be read. {damage_message(skipped[0])}")
     kept = tokens.select([row for row, text in enumerate(texts) if text is None])
     return kept.remove_columns("damage"), skipped
 

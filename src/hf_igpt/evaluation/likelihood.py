@@ -69,16 +69,18 @@ def log_likelihood(
         progress: called with the number of images of each finished batch.
 
     Raises:
-        ValueError: no images, tokens outside the vocabulary, or an image whose likelihood is not finite.
+        ValueError: no images, an empty batch, tokens outside the vocabulary, or an image whose likelihood is not
+            finite.
     """
     import torch
-    from accelerate import PartialState
     from accelerate.utils import gather_object
 
+    from hf_igpt.processes import process_state
+
+    if len(tokens) == 0 or batch_size < 1:
+        raise ValueError(f"Give at least one image and a batch size of at least 1, got {len(tokens)}, {batch_size}.")
     rows = token_rows(tokens)
-    if len(rows) == 0:
-        raise ValueError("`tokens` must hold at least one image, got none.")
-    state = PartialState()
+    state = process_state()
     mine = np.arange(state.process_index, len(rows), state.num_processes)
     was_training = model.training
     model.eval()
@@ -93,7 +95,7 @@ def log_likelihood(
             if progress is not None:
                 progress(len(images))
     model.train(was_training)
-    nats = np.empty(len(rows))
+    nats = np.full(len(rows), np.nan)
     for image, value in gather_object(scored) if state.num_processes > 1 else scored:
         nats[image] = value
     if not np.isfinite(nats).all():

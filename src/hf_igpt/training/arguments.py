@@ -1,6 +1,7 @@
 """The fields of a pretraining recipe."""
 
 from dataclasses import dataclass
+from operator import not_
 
 from hf_igpt.arguments import option
 from hf_igpt.data.options import GridOptions, ImageOptions
@@ -19,16 +20,21 @@ class PretrainArguments(ImageOptions, GridOptions):
         "resize and 224-pixel crop of the pixels",
         choices=("none", "flip", "crop", "crop_flip", "random_resized_crop"),
     )
-    augmentation_padding: int = option(4, "reflection padding of the crops in pixels", low=1)
-    num_proc: int | None = option(None, "processes that tokenize", low=1)
+    augmentation_padding: int = option(
+        4,
+        "reflection padding of the crops in pixels",
+        low=1,
+        only_if=("augmentation", ("crop", "crop_flip").__contains__),
+    )
+    num_proc: int | None = option(None, "processes that tokenize", low=1, only_if=("streaming", not_))
     skip_damaged: bool = option(False, "leave out unreadable images, counted and named in results.json")
 
     preset: str | None = option(
         None, "a size of the paper instead of the next three", choices=("igpt-s", "igpt-m", "igpt-l", "igpt-xl")
     )
-    hidden_size: int = option(512, "width of the model", low=1)
-    num_hidden_layers: int = option(24, "blocks of the model", low=1)
-    num_attention_heads: int = option(8, "attention heads in a block", low=1)
+    hidden_size: int = option(512, "width of the model", low=1, only_if=("preset", not_))
+    num_hidden_layers: int = option(24, "blocks of the model", low=1, only_if=("preset", not_))
+    num_attention_heads: int = option(8, "attention heads in a block", low=1, only_if=("preset", not_))
     dropout: float = option(0.0, "dropout probability after embeddings and projections", low=0, high=0.9)
     attn_implementation: str = option(
         "sdpa", "attention backend", choices=("eager", "sdpa", "flash_attention_2", "flex_attention")
@@ -38,8 +44,10 @@ class PretrainArguments(ImageOptions, GridOptions):
     per_device_train_batch_size: int | None = option(
         None, "images at once on one device; by default a whole step's share. Lower it when memory runs out", low=1
     )
-    per_device_eval_batch_size: int = option(64, "images at once on one device in evaluation", low=1)
-    num_train_epochs: float = option(10.0, "passes over the training images", above=0)
+    per_device_eval_batch_size: int = option(
+        64, "images at once on one device in validation", low=1, only_if=("fold_validation", not_)
+    )
+    num_train_epochs: float = option(10.0, "passes over the training images", above=0, only_if=("max_steps", not_))
     max_steps: int | None = option(None, "optimizer steps, instead of num_train_epochs", low=1)
     learning_rate: float = option(3e-3, "peak learning rate of Adam", above=0, high=1)
     warmup_epochs: float = option(1.0, "linear warm-up in epochs, then a cosine to zero", low=0)
@@ -58,7 +66,7 @@ class PretrainArguments(ImageOptions, GridOptions):
     dataloader_num_workers: int = option(0, "processes that make batches, on each device", low=0)
 
     logging_steps: int = option(50, "optimizer steps between lines of the log", low=1)
-    eval_steps: int = option(500, "optimizer steps between validations", low=1)
+    eval_steps: int = option(500, "optimizer steps between validations", low=1, only_if=("fold_validation", not_))
     save_steps: int = option(500, "optimizer steps between checkpoints", low=1)
     save_total_limit: int = option(2, "checkpoints kept", low=1)
     sample_steps: int = option(0, "optimizer steps between grids of samples; 0 draws none", low=0)

@@ -3,12 +3,12 @@
 import contextlib
 import logging
 import math
-import os
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_igpt.processes import process_state, use_cpu
 from hf_igpt.training.run_folder import check_owner, run_folder, run_identity
 
 
@@ -34,9 +34,8 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
         ValueError: bad options, bad data, or an output folder of another run.
         TrainingStopped: training had to end early; the last good checkpoint is kept.
     """
-    from accelerate import PartialState
-
-    state = PartialState()
+    state = process_state()
+    _check(arguments)
     identity = run_identity(arguments)
     folder = Path(arguments.output_dir)
     if (results := _finished_results(folder, identity)) is not None:
@@ -47,13 +46,34 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
     with holding:
         source, processor, tokens = _prepare(arguments, folder, state)
         trainer = _build_trainer(arguments, source, processor, tokens)
-        _train(trainer, arguments)
+        _train(trainer)
         trainer.save_model(folder / MODEL)
         metrics = _metrics(trainer, arguments, tokens)
         if state.is_main_process:
-            results = _write(folder, arguments, trainer, metrics, time.perf_counter() - started)
+            results = _write(arguments, trainer, tokens, metrics, time.perf_counter() - started)
     state.wait_for_everyone()
     return _announce(results, state.is_main_process)
+
+
+def _check(arguments: "PretrainArguments") -> None:
+    """Everything that can be wrong before data is read."""
+    import matplotlib.figure  # noqa: F401  # if it is missing, that is said here and not after the training
+
+    from hf_igpt.data.augmentation import check_augmentation
+    from hf_igpt.data.options import grid_size
+
+    size = grid_size(arguments)
+    grid = (size["height"], size["width"])
+    model_config(arguments, arguments.num_colors, grid)
+    _split_batch(arguments)
+    _trackers(arguments.report_to)
+    if arguments.augmentation != "random_resized_crop":
+        check_augmentation(arguments.augmentation, grid, arguments.augmentation_padding)
+    elif arguments.streaming or arguments.skip_damaged:
+        raise ValueError(
+            "`augmentation: random_resized_crop` reads the images again in every epoch: `streaming` and "
+            "`skip_damaged` must be off."
+        )
 
 
 def _finished_results(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
@@ -91,6 +111,7 @@ def _prepare(arguments: "PretrainArguments", folder: Path, state: Any) -> tuple[
                 size=grid_size(arguments),
                 crop_size=arguments.crop_size,
                 seed=arguments.seed,
+                skip_damaged=arguments.skip_damaged,
             )
         else:
             processor = IGPTImageProcessor.from_pretrained(arguments.palette)
@@ -111,13 +132,13 @@ def _check_palette(processor: "IGPTImageProcessor", arguments: "PretrainArgument
         )
 
 
-def model_config(arguments: "PretrainArguments", processor: "IGPTImageProcessor") -> "ImageGPTConfig":
-    """The config of the model that the options ask for, with as many values as the palette has colours."""
+def model_config(arguments: "PretrainArguments", num_colors: int, grid: tuple[int, int]) -> "ImageGPTConfig":
+    """The config of the model that the options ask for, for a palette and a grid of (height, width)."""
     from hf_igpt.configuration_igpt import ImageGPTConfig
 
     fields = {
-        "vocab_size": processor.num_colors + 1,
-        "image_size": list(processor.grid),
+        "vocab_size": num_colors + 1,
+        "image_size": list(grid),
         "embd_pdrop": arguments.dropout,
         "resid_pdrop": arguments.dropout,
     }
@@ -141,7 +162,7 @@ def _build_trainer(
     from hf_igpt.training.trainer import IGPTTrainer
 
     set_seed(arguments.seed)
-    config = model_config(arguments, processor)
+    config = model_config(arguments, processor.num_colors, processor.grid)
     training = _training_arguments(arguments, len(tokens["train"]))
     # `from_config` picks the attention backend; a checkpoint of another backend loads all the same.
     model = ImageGPTForCausalImageModeling._from_config(config, attn_implementation=arguments.attn_implementation)
@@ -188,11 +209,6 @@ def _train_dataset(arguments: "PretrainArguments", source: Any, processor: Any, 
             seed=arguments.seed,
             padding=arguments.augmentation_padding,
         )
-    if arguments.streaming or arguments.skip_damaged:
-        raise ValueError(
-            "`augmentation: random_resized_crop` reads the images again in every epoch: `streaming` and "
-            "`skip_damaged` must be off."
-        )
     return ImageTokenDataset(
         source.split("train"),
         # The crops are drawn here, so the processor's own crop must not come on top.
@@ -205,8 +221,12 @@ def _train_dataset(arguments: "PretrainArguments", source: Any, processor: Any, 
 
 
 def _training_arguments(arguments: "PretrainArguments", num_images: int) -> "TrainingArguments":
+    import torch
     from transformers import TrainingArguments
 
+    checkpointing: dict[str, Any] = {}
+    if arguments.gradient_checkpointing:
+        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     steps_per_epoch = math.ceil(num_images / arguments.total_batch_size)
     per_device, accumulation = _split_batch(arguments)
     has_validation = not arguments.fold_validation
@@ -228,10 +248,10 @@ def _training_arguments(arguments: "PretrainArguments", num_images: int) -> "Tra
         weight_decay=arguments.weight_decay,
         max_grad_norm=arguments.max_grad_norm,
         torch_compile=arguments.torch_compile,
-        gradient_checkpointing=arguments.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if arguments.gradient_checkpointing else None,
         dataloader_num_workers=arguments.dataloader_num_workers,
         dataloader_persistent_workers=arguments.dataloader_num_workers > 0,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=use_cpu(),
         remove_unused_columns=False,
         prediction_loss_only=True,
         logging_steps=arguments.logging_steps,
@@ -242,13 +262,13 @@ def _training_arguments(arguments: "PretrainArguments", num_images: int) -> "Tra
         save_total_limit=arguments.save_total_limit,
         report_to=_trackers(arguments.report_to),
         **_precision(arguments.precision),
+        **checkpointing,
     )
 
 
 def _split_batch(arguments: "PretrainArguments") -> tuple[int, int]:
     """Images at once on a device, and accumulation steps, of one optimizer step."""
-    devices = int(os.environ.get("WORLD_SIZE", "1"))
-    total = arguments.total_batch_size
+    devices, total = process_state().num_processes, arguments.total_batch_size
     if total % devices:
         raise ValueError(f"`total_batch_size` must be divisible by the number of devices, got {total} for {devices}.")
     per_device = arguments.per_device_train_batch_size or total // devices
@@ -280,23 +300,24 @@ def _trackers(report_to: str) -> list[str]:
     if report_to not in available:
         raise ValueError(
             f"`report_to` must be auto, none or an installed tracker ({', '.join(available) or 'there is none'}), "
-            f"got {report_to!r}."
+            f"got {report_to!r}. For tensorboard: pip install 'hf-igpt[tracking]'."
         )
     return [report_to]
 
 
-def _train(trainer: "IGPTTrainer", arguments: "PretrainArguments") -> None:
-    import torch
-
-    from hf_igpt.training.errors import TrainingStopped
+def _train(trainer: "IGPTTrainer") -> None:
+    from hf_igpt.training.errors import TrainingStopped, is_out_of_memory
 
     try:
         trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
-    except torch.OutOfMemoryError as error:
-        now = trainer.args.per_device_train_batch_size
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        now, in_validation = trainer.args.per_device_train_batch_size, trainer.args.per_device_eval_batch_size
         raise TrainingStopped(
             f"Out of memory with {now} images at once on a device. Give `--per_device_train_batch_size "
-            f"{max(1, now // 2)}` (the images per step stay the same), or `--gradient_checkpointing`. {error}"
+            f"{max(1, now // 2)}` (the images of a step stay the same) or `--gradient_checkpointing`; in validation "
+            f"a `--per_device_eval_batch_size` below {in_validation}. {error}"
         ) from error
 
 
@@ -322,21 +343,27 @@ def _metrics(trainer: "IGPTTrainer", arguments: "PretrainArguments", tokens: "Da
 
 
 def _write(
-    folder: Path, arguments: "PretrainArguments", trainer: "IGPTTrainer", metrics: dict[str, Any], seconds: float
+    arguments: "PretrainArguments",
+    trainer: "IGPTTrainer",
+    tokens: "DatasetDict",
+    metrics: dict[str, Any],
+    seconds: float,
 ) -> dict[str, Any]:
+    from hf_igpt.data.token_store import tokens_info
     from hf_igpt.plots import save_loss_curve
     from hf_igpt.results import write_results
 
     validation = metrics.get("validation", {})
     references = {"unigram": validation["unigram_nats_per_token"]} if validation else {}
-    save_loss_curve(trainer.state.log_history, folder / CURVE, references)
+    save_loss_curve(trainer.state.log_history, Path(arguments.output_dir) / CURVE, references)
     return write_results(
-        folder,
+        arguments.output_dir,
         metrics=metrics,
         seeds={"seed": arguments.seed, "split_seed": arguments.split_seed},
         arguments=asdict(arguments),
         wall_seconds=seconds,
         processes=trainer.args.world_size,
+        skipped=tokens_info(tokens)["skipped"],
         palette_hash=trainer.processing_class.palette_hash,
         log_history=trainer.state.log_history,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_igpt.stages import describe_differences
-from hf_igpt.storage import CLAIM, check_writable, claim_folder, folder_lock, read_json, write_json
+from hf_igpt.storage import CLAIM, check_claim, check_writable, claim_folder, folder_lock, read_json, write_json
 
 
 # Fields that may change between a run and its continuation, since they change no number that training computes.
@@ -50,10 +50,12 @@ def run_folder(folder: str | os.PathLike, identity: dict[str, Any]) -> Iterator[
         ValueError: the folder can't be written to, another run works in it, or it belongs to one with other
             arguments; lists what differs.
     """
-    check_writable(folder)
     run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    # Before anything is written: a lock file in another run's finished stage would spoil its manifest.
+    check_owner(folder, identity)
+    check_claim(folder, run_id)
+    check_writable(folder)
     with folder_lock(folder, run_id):
-        check_owner(folder, identity)
         claim_folder(folder, run_id)
         write_json(Path(folder) / ARGUMENTS, identity)
         yield

@@ -1,0 +1,83 @@
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+
+@dataclass
+class Run:
+    """A command that ended: exit status, and the two streams."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def results(self) -> dict:
+        """What the last line of stdout holds."""
+        return json.loads(self.stdout.splitlines()[-1])
+
+    @property
+    def cause(self) -> str:
+        """The last line of stderr, of a run that failed for a reason a user can mend."""
+        assert self.status == 1, self.stderr
+        assert "Traceback" not in self.stderr, self.stderr
+        last = self.stderr.splitlines()[-1]
+        assert last.startswith("error: "), self.stderr
+        return last
+
+
+@dataclass
+class Harness:
+    process: subprocess.Popen
+    folder: Path
+    count: int = 0
+    outputs: dict[int, Path] = field(default_factory=dict)
+
+    def ask(self, *request) -> int:
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, (self.folder / "harness.err").read_text()[-4000:]
+        return json.loads(answer)
+
+    def start(self, command, *arguments, cwd, fault=None, environment=None) -> int:
+        self.count += 1
+        output = self.folder / f"run-{self.count}"
+        request = {"command": command, "arguments": list(map(str, arguments)), "folder": str(cwd), "fault": fault}
+        request |= {"cache": str(cwd / "cache"), "environment": environment or {}, "output": str(output)}
+        child = self.ask("start", request)
+        self.outputs[child] = output
+        return child
+
+    def wait(self, child: int) -> Run:
+        status = self.ask("wait", child)
+        output = self.outputs.pop(child)
+        return Run(status, output.with_suffix(".out").read_text(), output.with_suffix(".err").read_text())
+
+    def __call__(self, *arguments, **options) -> Run:
+        return self.wait(self.start(*arguments, **options))
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """Runs a command in a process of its own: `run("pretrain", "tiny.yaml", cwd=folder)` gives a `Run`."""
+    folder = tmp_path_factory.mktemp("harness")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    with (
+        open(folder / "harness.err", "wb") as errors,
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("command_harness.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=environment,
+            text=True,
+        ) as process,
+    ):
+        yield Harness(process, folder)
+        process.stdin.close()

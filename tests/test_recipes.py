@@ -1,0 +1,89 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import hf_igpt
+from hf_igpt import ImageGPTForCausalImageModeling
+from hf_igpt.arguments import SHIPPED_RECIPES, load_recipe, parse_arguments, shipped_recipes
+from hf_igpt.data.options import grid_size
+from hf_igpt.training.arguments import PretrainArguments
+from hf_igpt.training.cost import training_flops
+from hf_igpt.training.pretraining import model_config
+
+
+ROOT = Path(__file__).parents[1]
+NAMES = shipped_recipes()
+HEADER = ("Paper row", "Command", "Cost", "Expected")
+
+
+def arguments_of(name: str) -> PretrainArguments:
+    return parse_arguments(PretrainArguments, "", [name])
+
+
+def header_of(name: str) -> dict[str, str]:
+    """The comment lines in front, by their first words."""
+    lines = []
+    for line in (SHIPPED_RECIPES / f"{name}.yaml").read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    parts = re.split(rf"(?:^|\s)({'|'.join(HEADER)}): ", " ".join(lines))
+    assert parts[0] == ""
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_which_recipes_there_are():
+    assert NAMES == ["cifar10", "cifar10-cpu", "digits", "imagenet32-igpt-l", "imagenet32-igpt-m", "imagenet32-igpt-s"]
+    assert (ROOT / "recipes").resolve() == SHIPPED_RECIPES.resolve()
+    assert Path(hf_igpt.__file__).parent in SHIPPED_RECIPES.parents
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_is_taken_by_name_and_by_path(name):
+    arguments = arguments_of(name)
+    assert arguments_of(str(ROOT / "recipes" / f"{name}.yaml")) == arguments
+    assert arguments.output_dir == f"outputs/{name}"
+    needed = {"dataset_name", "image_size", "num_colors", "total_batch_size", "learning_rate"}
+    assert needed - load_recipe(name)[0].keys() == set()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_header_says_what_to_know(name):
+    header = header_of(name)
+    assert tuple(header) == HEADER and all(header.values())
+    assert re.search(rf"\bpretrain {name}\b", header["Command"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_and_its_cost(name):
+    arguments = arguments_of(name)
+    size = grid_size(arguments)
+    config = model_config(arguments, arguments.num_colors, (size["height"], size["width"]))
+    with torch.device("meta"):
+        model = ImageGPTForCausalImageModeling(config)
+    parameters = model.num_parameters()
+    assert config.num_values == arguments.num_colors and config.grid == (size["height"], size["width"])
+    cost = header_of(name).get("Cost", "")
+    if stated := re.search(r"([\d.]+)([MB]) parameters", cost):
+        assert parameters / {"M": 1e6, "B": 1e9}[stated[2]] == pytest.approx(float(stated[1]), rel=0.02)
+    if stated := re.search(r"([\d.]+) GFLOP an image", cost):
+        assert training_flops(config) / 1e9 == pytest.approx(float(stated[1]), rel=0.01)
+    if stated := re.search(r"([\d.e+]+) FLOP for the ([\d.]+)M images", cost):
+        images = arguments.max_steps * arguments.total_batch_size
+        assert images / 1e6 == pytest.approx(float(stated[2]), rel=0.01)
+        assert images * training_flops(config) == pytest.approx(float(stated[1]), rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("s", 76e6), ("m", 455e6), ("l", 1362e6)])
+def test_the_papers_recipes(name, parameters):
+    """Sizes of table 1, schedule of §3.3: Adam (0.9, 0.95), batch 128, a million steps, no weight decay or dropout."""
+    arguments = arguments_of(f"imagenet32-igpt-{name}")
+    with torch.device("meta"):
+        model = ImageGPTForCausalImageModeling(model_config(arguments, 512, (32, 32)))
+    assert model.num_parameters() == pytest.approx(parameters, rel=0.01)
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.weight_decay, arguments.dropout) == (0.9, 0.95, 0, 0)
+    assert (arguments.total_batch_size, arguments.max_steps, arguments.warmup_epochs) == (128, 1_000_000, 1)
+    assert arguments.learning_rate == {"s": 3e-3, "m": 3e-3, "l": 1e-3}[name]
+    assert (arguments.validation_fraction, arguments.augmentation) == (0.04, "random_resized_crop")
