@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -97,6 +98,20 @@ def test_alone_as_in_a_batch(data, resample, crop):
 def test_large_batches_are_read_in_blocks():
     pixels = random_pixels(150, 4, 6)
     np.testing.assert_array_equal(make_processor().pixels([Image.fromarray(image) for image in pixels]), pixels)
+
+
+def test_trap_every_distance_of_a_batch_is_in_memory_at_once():
+    generator = np.random.default_rng(0)
+    images = [Image.fromarray(pixels) for pixels in generator.integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)]
+    processor = IGPTImageProcessor(palette=generator.uniform(0, 255, (512, 3)))
+    tracemalloc.start()
+    try:
+        processor(images)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # transformers' ImageGPT processor takes 200 x 1024 x 512 distances of 8 bytes here: 840 MB.
+    assert peak < 50e6
 
 
 def test_array_batches_of_another_size_are_resized_like_single_images():
