@@ -16,6 +16,9 @@ from hf_igpt import functional_igpt  # noqa: E402
 # Tiny models take the path of large ones: norms and activations in blocks, their outputs recomputed.
 functional_igpt.SMALL_ELEMENTS = 0
 
+# One thread in every fixture too: another number of threads rounds sums in another order.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def seeded():
@@ -27,10 +30,9 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def torch_settings():
-    """One thread, and what a test changes of torch's global settings is put back."""
-    threads, dtype, grad = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
-    torch.set_num_threads(1)
+    """What a test changes of torch's global settings is put back."""
+    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     torch.set_default_dtype(dtype)
     torch.set_grad_enabled(grad)

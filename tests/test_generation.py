@@ -9,6 +9,7 @@ from transformers import DynamicCache, GenerationConfig, StaticCache, WatermarkD
 from transformers.generation import SynthIDTextWatermarkingConfig
 
 from hf_igpt import ImageGPTForCausalImageModeling
+from hf_igpt.modeling_igpt import CACHE_NAME
 
 
 START = 10  # of the tiny model
@@ -27,8 +28,9 @@ def assert_images(sequences: torch.Tensor, tokens: int = 12) -> None:
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 @pytest.mark.parametrize("chunks", [[1] * 12, [12], [5, 1, 4, 2]], ids=str)
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
 @torch.no_grad()
-def test_cached_logits_equal_uncached_ones_at_every_position(kind, chunks, backend):
+def test_cached_logits_equal_uncached_ones_at_every_position(name, kind, chunks, backend):
     model = tiny_causal()
     model.set_attn_implementation(backend)
     ids = prefix(model, 12)
@@ -37,7 +39,7 @@ def test_cached_logits_equal_uncached_ones_at_every_position(kind, chunks, backe
         cache = StaticCache(config=model.config, max_cache_len=12)
     parts = []
     for part in ids.split(chunks, dim=1):
-        parts.append(model(input_ids=part, past_key_values=cache, use_cache=True).logits)
+        parts.append(model(input_ids=part, use_cache=True, **{name: cache}).logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), model(input_ids=ids).logits, atol=1e-12, rtol=0)
     assert int(cache.get_seq_length()) == 12
 
@@ -45,11 +47,19 @@ def test_cached_logits_equal_uncached_ones_at_every_position(kind, chunks, backe
 def test_a_cache_is_made_outside_training_where_the_config_says_so():
     model = tiny_causal()
     ids = prefix(model, 3)
-    assert model(input_ids=ids).past_key_values.get_seq_length() == 3
-    assert model(input_ids=ids, use_cache=False).past_key_values is None
-    assert model(labels=ids.clamp(max=9)).past_key_values is None
-    assert model.train()(input_ids=ids).past_key_values is None
-    assert tiny_causal(use_cache=False)(input_ids=ids).past_key_values is None
+    assert model(input_ids=ids).get(CACHE_NAME).get_seq_length() == 3
+    assert model(input_ids=ids, use_cache=False).get(CACHE_NAME) is None
+    assert model(labels=ids.clamp(max=9)).get(CACHE_NAME) is None
+    assert model.train()(input_ids=ids).get(CACHE_NAME) is None
+    assert tiny_causal(use_cache=False)(input_ids=ids).get(CACHE_NAME) is None
+
+
+def test_one_cache_under_two_names_is_refused():
+    model = tiny_causal()
+    cache = DynamicCache(config=model.config)
+    for call in (model, model.transformer):
+        with pytest.raises(ValueError, match="give only one"):
+            call(input_ids=prefix(model, 3), cache=cache, past_key_values=cache)
 
 
 @pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}, {"prefill_chunk_size": 2}])

@@ -141,7 +141,7 @@ def test_compiled_decoding_with_a_static_cache_is_one_graph_for_all_steps():
     compiled = torch.compile(model, fullgraph=True, backend=counter)
     ids = with_start(model.config, random_tokens(model.config))
     cache = StaticCache(config=model.config, max_cache_len=12)
-    steps = [compiled(input_ids=ids[:, [i]], past_key_values=cache, use_cache=True).logits for i in range(12)]
+    steps = [compiled(input_ids=ids[:, [i]], cache=cache, use_cache=True).logits for i in range(12)]
     torch.testing.assert_close(torch.cat(steps, dim=1), model(input_ids=ids).logits)
     # The first call also creates the cache's tensors.
     assert counter.frame_count <= 2

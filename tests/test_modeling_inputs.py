@@ -10,6 +10,7 @@ from transformers import StaticCache
 from transformers.utils.logging import warning_once
 
 from hf_igpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
+from hf_igpt.modeling_igpt import CACHE_NAME
 
 
 @contextlib.contextmanager
@@ -117,9 +118,9 @@ def test_more_tokens_than_the_grid_are_refused():
     with pytest.raises(ValueError, match=message):
         ImageGPTForImageClassification(tiny_config())(input_ids=tokens)
     for cache in (None, StaticCache(config=model.config, max_cache_len=20)):
-        past = model(input_ids=tokens[:, :12], past_key_values=cache, use_cache=True).past_key_values
+        past = model(input_ids=tokens[:, :12], cache=cache, use_cache=True)[CACHE_NAME]
         with pytest.raises(ValueError, match=message):
-            model(input_ids=tokens[:, 12:], past_key_values=past)
+            model(input_ids=tokens[:, 12:], cache=past)
 
 
 @pytest.mark.parametrize(("value", "start_hint"), [(10, True), (11, False), (-1, False), (2**40, False)])

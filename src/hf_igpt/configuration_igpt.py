@@ -68,7 +68,7 @@ class ImageGPTConfig(PreTrainedConfig):
     """
 
     model_type = "igpt"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {
         "n_embd": "hidden_size",
         "n_layer": "num_hidden_layers",

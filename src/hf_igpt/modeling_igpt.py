@@ -40,6 +40,10 @@ from .native_igpt import native_state_dict_to_igpt
 
 logger = logging.get_logger(__name__)
 
+# transformers 5.24 renamed `past_key_values` to `cache`, in what `generate` hands over too. Our models take both names;
+# their outputs carry the one that the installed version reads.
+CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
 # What `from_pretrained` takes to find files, for reading a config or weights beside it.
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -111,14 +115,14 @@ class ImageGPTAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, length, width = hidden_states.shape
         qkv = self.c_attn(hidden_states).view(batch, length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
         if self.config.reorder_and_upcast_attn:
             dtype = torch.promote_types(torch.float32, query.dtype)
             query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
@@ -165,13 +169,13 @@ class ImageGPTBlock(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> torch.Tensor:
         # Gradient checkpointing recomputes the whole block; keeping inputs for parts of it would undo that.
         recompute = not (self.gradient_checkpointing and self.training)
         with recomputed_for_backward(self.ln_1, hidden_states, enabled=recompute) as normed:
-            attn_output, _ = self.attn(normed, attention_mask, past_key_values, **kwargs)
+            attn_output, _ = self.attn(normed, attention_mask, cache, **kwargs)
         hidden_states = hidden_states + self.dropout(attn_output)
         with recomputed_for_backward(self.ln_2, hidden_states, enabled=recompute) as normed:
             return hidden_states + self.dropout(self.mlp(normed, recompute))
@@ -187,7 +191,7 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True
     _no_split_modules = ["ImageGPTBlock"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -321,6 +325,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """
@@ -330,6 +335,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             attention_mask: 1 for tokens to attend to, 0 for others, of shape (B, T); or a prepared 4-D mask.
             position_ids: positions of shape (B, T); by default they count on from the cache.
             past_key_values: keys and values of the tokens before `input_ids`.
+            cache: the same, by its name in transformers from 5.24 on.
             inputs_embeds: embeddings of shape (B, T, C) in place of `input_ids`; positions are added to them.
             use_cache: return keys and values; by default `config.use_cache` outside training.
 
@@ -346,19 +352,20 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         if inputs_embeds is None:
             _check_tokens("input_ids", input_ids, self.config, with_start=True)
             inputs_embeds = self.wte(input_ids)
-        if use_cache and self.config.is_causal and not self.training and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        cache = _one_cache(cache, past_key_values)
+        if use_cache and self.config.is_causal and not self.training and cache is None:
+            cache = DynamicCache(config=self.config)
+        past_length = cache.get_seq_length() if cache is not None else 0
         length = inputs_embeds.shape[1]
         self._check_length(length, past_length)
         if position_ids is None:
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
 
-        attention_mask = self._attention_mask(inputs_embeds, attention_mask, past_key_values)
+        attention_mask = self._attention_mask(inputs_embeds, attention_mask, cache)
         hidden_states = self.drop(inputs_embeds + self.wpe(position_ids))
         for block in self.h:
-            hidden_states = block(hidden_states, attention_mask, past_key_values, **kwargs)
-        return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), past_key_values=past_key_values)
+            hidden_states = block(hidden_states, attention_mask, cache, **kwargs)
+        return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), **{CACHE_NAME: cache})
 
     def _check_length(self, length: int, past_length: int | torch.Tensor) -> None:
         # A static cache counts in a tensor: reading it would break a compiled graph or wait for an accelerator.
@@ -373,18 +380,13 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             )
 
     def _attention_mask(
-        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None
     ) -> torch.Tensor | None:
         # These backends take the direction as a flag. `create_causal_mask` would build a T x T mask while compiling.
         takes_flag = "sdpa" in self.config._attn_implementation or "flash" in self.config._attn_implementation
-        if attention_mask is None and past_key_values is None and takes_flag:
+        if attention_mask is None and cache is None and takes_flag:
             return None
-        return create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-        )
+        return create_causal_mask(self.config, inputs_embeds, attention_mask, cache)
 
     def encode(self, tokens: torch.LongTensor, **kwargs) -> BaseModelOutputWithPast:
         """
@@ -445,6 +447,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """
@@ -464,11 +467,12 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: labels outside [0, V), the start token among them, or more tokens than the grid has.
         """
+        cache = _one_cache(cache, past_key_values)
         if input_ids is None and inputs_embeds is None and labels is not None:
-            if attention_mask is not None or position_ids is not None or past_key_values is not None:
+            if attention_mask is not None or position_ids is not None or cache is not None:
                 raise ValueError(
                     "`labels` without `input_ids` score whole images: `attention_mask`, `position_ids` and "
-                    "`past_key_values` must not be given."
+                    f"`{CACHE_NAME}` must not be given."
                 )
             _check_tokens("labels", labels, self.config)
             outputs = self.transformer.encode(labels, **kwargs)
@@ -482,7 +486,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -497,9 +501,9 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
     def pooled_features(self, tokens: torch.LongTensor, layer: int | None = None) -> torch.Tensor:
@@ -507,11 +511,9 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         return self.transformer.pooled_features(tokens, layer)
 
     @staticmethod
-    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values, **kwargs):
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values=None, cache=None, **kwargs):
         """The mask for a static cache. transformers' own asks for `layer_types`, which only windowed models have."""
-        return create_causal_mask(
-            config=config, inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values
-        )
+        return create_causal_mask(config, inputs_embeds, attention_mask, _one_cache(cache, past_key_values))
 
     def compute_transition_scores(self, sequences, scores, beam_indices=None, normalize_logits=False):
         """As in transformers."""
@@ -649,6 +651,12 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
             raise ValueError(
                 f"`labels` must be classes in [0, {self.num_labels - 1}], got {int(labels[image])} for image {image}."
             )
+
+
+def _one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    if cache is not None and past_key_values is not None:
+        raise ValueError("`cache` and `past_key_values` are one argument under two names: give only one.")
+    return past_key_values if cache is None else cache
 
 
 def _mean_cross_entropy(
