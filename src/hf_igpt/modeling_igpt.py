@@ -40,7 +40,7 @@ from .native_igpt import native_state_dict_to_igpt
 
 logger = logging.get_logger(__name__)
 
-# transformers 5.24 renamed `past_key_values` to `cache`, in what `generate` hands over too. Our models take both names;
+# transformers 5.24 renamed `past_key_values` to `cache`, in what `generate` passes too. Our models take both names;
 # their outputs carry the one that the installed version reads.
 CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
