@@ -9,6 +9,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForMaskedImageModeling,
 )
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
@@ -16,7 +17,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_IMAGE_MODELI
 
 from .configuration_igpt import ImageGPTConfig
 from .image_processing_igpt import IGPTImageProcessor
-from .modeling_igpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
+from .modeling_igpt import (
+    ImageGPTForCausalImageModeling,
+    ImageGPTForImageClassification,
+    ImageGPTForMaskedImageModeling,
+    ImageGPTModel,
+)
 
 
 __version__ = "0.1.0"
@@ -34,6 +40,7 @@ def _register() -> None:
     AutoConfig.register("igpt", ImageGPTConfig)
     AutoModel.register(ImageGPTConfig, ImageGPTModel, exist_ok=True)
     AutoModelForCausalLM.register(ImageGPTConfig, ImageGPTForCausalImageModeling)
+    AutoModelForMaskedImageModeling.register(ImageGPTConfig, ImageGPTForMaskedImageModeling)
     AutoModelForCausalImageModeling.register(ImageGPTConfig, ImageGPTForCausalImageModeling, exist_ok=True)
     AutoModelForImageClassification.register(ImageGPTConfig, ImageGPTForImageClassification, exist_ok=True)
     # For every backend key: a missing one would stay transformers' processor. `AutoImageProcessor.register` would load
@@ -50,5 +57,6 @@ __all__ = [
     "ImageGPTConfig",
     "ImageGPTForCausalImageModeling",
     "ImageGPTForImageClassification",
+    "ImageGPTForMaskedImageModeling",
     "ImageGPTModel",
 ]

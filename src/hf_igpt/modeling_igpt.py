@@ -14,6 +14,7 @@ Shapes: B images, T tokens in raster order, C width, H heads, D head size, V tok
 """
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -26,15 +27,22 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationConfig, GenerationMixin, PromptLookupCandidateGenerator
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, ImageClassifierOutput
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    ImageClassifierOutput,
+    MaskedLMOutput,
+)
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_igpt import read_state_dict, refuse_other_sizes
+from .checks_igpt import check_mask, check_tokens
 from .configuration_igpt import ImageGPTConfig
 from .functional_igpt import quick_gelu, recomputed_for_backward, rms_norm
+from .losses_igpt import masked_cross_entropy, mean_cross_entropy, share
 from .native_igpt import native_state_dict_to_igpt
 
 
@@ -326,6 +334,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         cache: Cache | None = None,
+        bool_masked_pos: torch.BoolTensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
         """
@@ -338,6 +347,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             cache: the same, by its name in transformers from 5.24 on.
             inputs_embeds: embeddings of shape (B, T, C) in place of `input_ids`; positions are added to them.
             use_cache: return keys and values; by default `config.use_cache` outside training.
+            bool_masked_pos: for masked models, True where a token is hidden, of shape (B, T): its content embedding is
+                zero, its position embedding stays (openai/image-gpt, src/model.py 160-162).
 
         Returns:
             `last_hidden_state` of shape (B, T, C) after the final norm. With `output_hidden_states=True` also the
@@ -345,13 +356,16 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`; ids outside the vocabulary; more tokens
-                than the grid has.
+                than the grid has; a mask for a next-pixel model, or of another shape or type.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
-            _check_tokens("input_ids", input_ids, self.config, with_start=True)
+            check_tokens("input_ids", input_ids, self.config, with_start=True)
             inputs_embeds = self.wte(input_ids)
+        if bool_masked_pos is not None:
+            check_mask(bool_masked_pos, inputs_embeds.shape[:2], self.config)
+            inputs_embeds = inputs_embeds.masked_fill(bool_masked_pos.unsqueeze(-1), 0)
         cache = _one_cache(cache, past_key_values)
         if use_cache and self.config.is_causal and not self.training and cache is None:
             cache = DynamicCache(config=self.config)
@@ -391,17 +405,24 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
     def encode(self, tokens: torch.LongTensor, **kwargs) -> BaseModelOutputWithPast:
         """
         Runs the backbone on the tokens of whole images as it was pretrained: next-pixel models see the start token
-        first and not the last token, so position i is what predicts token i; masked models see the tokens.
+        first and not the last token, so position i is what predicts token i; masked models see the tokens, except
+        those that are masked.
 
         Args:
             tokens: ids of shape (B, T), in raster order, without the start token.
+            kwargs: arguments of the backbone, for masked models `bool_masked_pos` among them.
         """
         if self.config.is_causal and self.config.use_start_token:
             start = tokens.new_full((tokens.shape[0], 1), self.config.start_token_id)
             tokens = torch.cat([start, tokens[:, :-1]], dim=1)
         return self(input_ids=tokens, use_cache=False, **kwargs)
 
-    def pooled_features(self, tokens: torch.LongTensor, layer: int | None = None) -> torch.Tensor:
+    def pooled_features(
+        self,
+        tokens: torch.LongTensor,
+        layer: int | None = None,
+        bool_masked_pos: torch.BoolTensor | None = None,
+    ) -> torch.Tensor:
         """
         Mean over positions of one layer's features (paper, section 2.4), of shape (B, C).
 
@@ -409,9 +430,12 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             tokens: ids of shape (B, T), without the start token.
             layer: 0 (the normed embeddings) to `num_hidden_layers` (the final norm); by default
                 `config.pooler_layer`, or the final norm where that is not set.
+            bool_masked_pos: for masked models, True where a token is hidden, of shape (B, T). Pretrained with hidden
+                tokens, they see them in the paper's probes too (section 4.6); by default nothing is hidden.
         """
         layer = _resolve_layer(self.config, layer)
-        outputs = self.encode(tokens, output_hidden_states=layer < self.config.num_hidden_layers)
+        needs_hidden_states = layer < self.config.num_hidden_layers
+        outputs = self.encode(tokens, output_hidden_states=needs_hidden_states, bool_masked_pos=bool_masked_pos)
         return self._pool(outputs, layer)
 
     def _pool(self, outputs: BaseModelOutputWithPast, layer: int) -> torch.Tensor:
@@ -474,10 +498,10 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
                     "`labels` without `input_ids` score whole images: `attention_mask`, `position_ids` and "
                     f"`{CACHE_NAME}` must not be given."
                 )
-            _check_tokens("labels", labels, self.config)
+            check_tokens("labels", labels, self.config)
             outputs = self.transformer.encode(labels, **kwargs)
             logits = self.lm_head(outputs.last_hidden_state)
-            loss = _mean_cross_entropy(logits, labels, num_items_in_batch)
+            loss = mean_cross_entropy(logits, labels, num_items_in_batch)
             return CausalLMOutputWithPast(
                 loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
             )
@@ -496,8 +520,8 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             self._warn_without_start_token(input_ids)
-            _check_tokens("labels", labels[:, 1:], self.config, ignored=-100)
-            loss = _mean_cross_entropy(logits[:, :-1], labels[:, 1:], num_items_in_batch)
+            check_tokens("labels", labels[:, 1:], self.config, ignored=-100)
+            loss = mean_cross_entropy(logits[:, :-1], labels[:, 1:], num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -506,9 +530,9 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
             **{CACHE_NAME: outputs.get(CACHE_NAME)},
         )
 
-    def pooled_features(self, tokens: torch.LongTensor, layer: int | None = None) -> torch.Tensor:
+    def pooled_features(self, tokens: torch.LongTensor, layer: int | None = None, **kwargs) -> torch.Tensor:
         """See [`ImageGPTModel.pooled_features`]."""
-        return self.transformer.pooled_features(tokens, layer)
+        return self.transformer.pooled_features(tokens, layer, **kwargs)
 
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values=None, cache=None, **kwargs):
@@ -568,6 +592,67 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
             )
 
 
+class ImageGPTForMaskedImageModeling(ImageGPTPreTrainedModel):
+    """Masked-pixel Image GPT (the paper's BERT objective, section 2.1): predicts hidden pixels from all others."""
+
+    _required_direction = False
+
+    def __init__(self, config: ImageGPTConfig):
+        # The head decides the direction, and the caller's config stays as it is.
+        config = copy.deepcopy(config)
+        config.is_causal = False
+        super().__init__(config)
+        self.transformer = ImageGPTModel(config)
+        self.lm_head = _linear(config.hidden_size, config.num_values, False, 0.0)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> MaskedLMOutput:
+        """
+        Args:
+            input_ids: tokens of whole images, of shape (B, T), each in [0, V), without a start token.
+            bool_masked_pos: True where a token is hidden, of shape (B, T); by default nothing is.
+            labels: tokens to predict, of shape (B, T), by default `input_ids`. Only masked ones are scored.
+            num_items_in_batch: labels in all batches of one optimizer step, over all processes, as Trainer counts
+                them. The loss is then this batch's share of their mean.
+
+        Returns:
+            `logits` of shape (B, T, V). With a mask or labels `loss`, the mean over an image's masked tokens and then
+            over images, in nats per masked token; 0 where nothing is masked.
+
+        Raises:
+            ValueError: tokens outside [0, V), more of them than the grid has, or a mask of another shape or type.
+        """
+        if input_ids is None:
+            raise ValueError("`input_ids` must be given: the tokens of whole images, without the start token.")
+        check_tokens("input_ids", input_ids, self.config)
+        outputs = self.transformer.encode(input_ids, bool_masked_pos=bool_masked_pos, **kwargs)
+        logits = self.lm_head(outputs.last_hidden_state)
+        loss = None
+        if labels is not None or bool_masked_pos is not None:
+            labels = input_ids if labels is None else labels
+            check_tokens("labels", labels, self.config)
+            loss = masked_cross_entropy(logits, labels, _mask_or_none_hidden(bool_masked_pos, input_ids))
+            loss = share(loss, labels, num_items_in_batch)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def pooled_features(self, tokens: torch.LongTensor, layer: int | None = None, **kwargs) -> torch.Tensor:
+        """See [`ImageGPTModel.pooled_features`]."""
+        return self.transformer.pooled_features(tokens, layer, **kwargs)
+
+
 @dataclass
 class ImageGPTClassifierOutput(ImageClassifierOutput):
     """`loss` is `class_loss` plus `generative_loss_weight` times `generative_loss`, all means over images in nats."""
@@ -594,11 +679,14 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        bool_masked_pos: torch.BoolTensor | None = None,
         **kwargs,
     ) -> ImageGPTClassifierOutput:
         """
         Args:
             input_ids: tokens of whole images, of shape (B, T), without the start token.
+            bool_masked_pos: for masked models, True where a token is hidden, of shape (B, T). The generative loss is
+                over these tokens, so that without a mask it is 0.
             labels: class ids of shape (B,); for other problem types floats of shape (B, num_labels).
             num_items_in_batch: labels in all batches of one optimizer step, over all processes, as Trainer counts
                 them. The loss is then this batch's share of their mean.
@@ -611,21 +699,22 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
         """
         if input_ids is None:
             raise ValueError("`input_ids` must be given: the tokens of whole images, without the start token.")
-        _check_tokens("input_ids", input_ids, self.config)
+        check_tokens("input_ids", input_ids, self.config)
         layer = _resolve_layer(self.config, None)
         wants_hidden_states = kwargs.pop("output_hidden_states", self.config.output_hidden_states)
         needs_hidden_states = wants_hidden_states or layer < self.config.num_hidden_layers
-        outputs = self.transformer.encode(input_ids, output_hidden_states=needs_hidden_states, **kwargs)
+        outputs = self.transformer.encode(
+            input_ids, output_hidden_states=needs_hidden_states, bool_masked_pos=bool_masked_pos, **kwargs
+        )
         logits = self.score(self.transformer._pool(outputs, layer))
 
         loss = class_loss = generative_loss = None
         if labels is not None:
             self._check_classes(labels)
-            loss = class_loss = _share(self.loss_function(labels, logits, self.config), labels, num_items_in_batch)
+            loss = class_loss = share(self.loss_function(labels, logits, self.config), labels, num_items_in_batch)
             if self.config.generative_loss_weight > 0:
-                generative_logits = self.lm_head(outputs.last_hidden_state)
-                generative_loss = _mean_cross_entropy(generative_logits, input_ids, None)
-                generative_loss = _share(generative_loss, labels, num_items_in_batch)
+                generative_loss = self._generative_loss(outputs.last_hidden_state, input_ids, bool_masked_pos)
+                generative_loss = share(generative_loss, labels, num_items_in_batch)
                 loss = class_loss + self.config.generative_loss_weight * generative_loss
         return ImageGPTClassifierOutput(
             loss=loss,
@@ -636,9 +725,17 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def pooled_features(self, tokens: torch.LongTensor, layer: int | None = None) -> torch.Tensor:
+    def pooled_features(self, tokens: torch.LongTensor, layer: int | None = None, **kwargs) -> torch.Tensor:
         """See [`ImageGPTModel.pooled_features`]."""
-        return self.transformer.pooled_features(tokens, layer)
+        return self.transformer.pooled_features(tokens, layer, **kwargs)
+
+    def _generative_loss(
+        self, hidden_states: torch.Tensor, tokens: torch.LongTensor, bool_masked_pos: torch.BoolTensor | None
+    ) -> torch.Tensor:
+        logits = self.lm_head(hidden_states)
+        if self.config.is_causal:
+            return mean_cross_entropy(logits, tokens, None)
+        return masked_cross_entropy(logits, tokens, _mask_or_none_hidden(bool_masked_pos, tokens))
 
     def _check_classes(self, labels: torch.Tensor) -> None:
         # As for tokens. Only class ids have a range: the other problem types have numbers for labels.
@@ -653,55 +750,14 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
             )
 
 
+def _mask_or_none_hidden(bool_masked_pos: torch.BoolTensor | None, tokens: torch.LongTensor) -> torch.BoolTensor:
+    return torch.zeros_like(tokens, dtype=torch.bool) if bool_masked_pos is None else bool_masked_pos
+
+
 def _one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
     if cache is not None and past_key_values is not None:
         raise ValueError("`cache` and `past_key_values` are one argument under two names: give only one.")
     return past_key_values if cache is None else cache
-
-
-def _mean_cross_entropy(
-    logits: torch.Tensor, labels: torch.LongTensor, num_items: torch.Tensor | int | None
-) -> torch.Tensor:
-    """Mean over the labels in nats; or their sum over `num_items`, so that the shares of several batches add up."""
-    logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
-    loss = F.cross_entropy(
-        logits.flatten(0, 1),
-        labels.flatten().to(logits.device, torch.long),
-        reduction="mean" if num_items is None else "sum",
-    )
-    if num_items is None:
-        return loss
-    return loss / (num_items.to(loss.device) if torch.is_tensor(num_items) else num_items)
-
-
-def _share(mean_loss: torch.Tensor, labels: torch.Tensor, num_items: torch.Tensor | int | None) -> torch.Tensor:
-    """What a mean over `labels` contributes to the mean over `num_items` labels of several batches."""
-    # In this order, for a quotient of integers would be rounded to float32.
-    return mean_loss if num_items is None else mean_loss * labels.numel() / num_items
-
-
-def _check_tokens(
-    name: str, tokens: torch.LongTensor, config: ImageGPTConfig, with_start: bool = False, ignored: int | None = None
-) -> None:
-    if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or tokens.numel() == 0:
-        raise ValueError(
-            f"`{name}` must be int64 of shape (images, tokens), none of them 0, got {tokens.dtype} of shape "
-            f"{list(tokens.shape)}."
-        )
-    # On an accelerator the check would wait for the device; collators check there before the batch is moved.
-    if tokens.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    num_ids = config.vocab_size if with_start else config.num_values
-    outside = (tokens < 0) | (tokens >= num_ids)
-    if ignored is not None:
-        outside &= tokens != ignored
-    if bool(outside.any()):
-        image, position = outside.nonzero()[0].tolist()
-        value = int(tokens[image, position])
-        hint = " That id is the start token: leave it out." if value == config.start_token_id else ""
-        raise ValueError(
-            f"`{name}` must be in [0, {num_ids - 1}], got {value} at position {position} of image {image}.{hint}"
-        )
 
 
 def _resolve_layer(config: ImageGPTConfig, layer: int | None) -> int:
@@ -728,6 +784,7 @@ __all__ = [
     "ImageGPTClassifierOutput",
     "ImageGPTForCausalImageModeling",
     "ImageGPTForImageClassification",
+    "ImageGPTForMaskedImageModeling",
     "ImageGPTModel",
     "ImageGPTPreTrainedModel",
 ]
