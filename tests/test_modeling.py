@@ -5,25 +5,21 @@ import math
 import pytest
 import reference_igpt
 import torch
-from tiny_models import assert_discriminates, random_tokens, randomize_, tiny_causal, tiny_config, with_start
+from tiny_models import (
+    assert_discriminates,
+    assert_gradients_equal,
+    random_tokens,
+    randomize_,
+    reference_weights,
+    tiny_causal,
+    tiny_config,
+    with_start,
+)
 
 from hf_igpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
 
 
 GRIDS = {"palette": {}, "rgb": {"image_size": [1, 4], "num_channels": 3}, "square": {"image_size": 3}}
-
-
-def reference_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Leaves in float64 under the names of the reference, so that gradients can be compared by name."""
-    parameters = model.named_parameters()
-    return {n.removeprefix("transformer."): p.detach().double().requires_grad_() for n, p in parameters}
-
-
-def assert_gradients_equal(model: torch.nn.Module, weights: dict[str, torch.Tensor], atol: float) -> None:
-    for name, parameter in model.named_parameters():
-        expected = weights[name.removeprefix("transformer.")].grad
-        assert expected.abs().max() > 1e-4, f"the test does not reach {name}"
-        torch.testing.assert_close(parameter.grad.double(), expected, atol=atol, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -11,7 +11,7 @@ from hf_igpt.plots import (
     GAP,
     MISSING,
     completion_grid,
-    hide_below,
+    hide_region,
     image_grid,
     palette_swatch,
     quantization_grid,
@@ -62,7 +62,7 @@ def test_a_grid_of_nothing():
 
 def test_completions_stand_between_the_given_part_and_the_original():
     originals, completions = drawn(2), [drawn(3, seed=1), drawn(3, seed=2)]
-    given = [hide_below(image, 1) for image in originals]
+    given = [hide_region(image, np.arange(3)[:, None] >= np.ones(4)) for image in originals]
     grid = completion_grid(given, completions, originals)
     assert grid.size == (GAP + 5 * (96 + GAP), 22 + 2 * (72 + GAP))
     assert (np.asarray(grid)[:20] != BACKGROUND).any()
@@ -74,13 +74,15 @@ def test_completions_stand_between_the_given_part_and_the_original():
         completion_grid(given, completions, originals[:1])
 
 
-@pytest.mark.parametrize("rows_kept", [0, 1, 3])
-def test_what_is_hidden(rows_kept):
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_what_is_hidden(share):
     image = drawn(1)[0]
     before = np.asarray(image).copy()
-    hidden = np.asarray(hide_below(image, rows_kept))
-    np.testing.assert_array_equal(hidden[:rows_kept], before[:rows_kept])
-    assert (hidden[rows_kept:] == MISSING).all()
+    region = np.random.default_rng(0).random((3, 4)) < share
+    assert region.mean() == pytest.approx(share, abs=0.3)
+    hidden = np.asarray(hide_region(image, region))
+    np.testing.assert_array_equal(hidden[~region], before[~region])
+    assert (hidden[region] == MISSING).all()
     np.testing.assert_array_equal(np.asarray(image), before)
 
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import hf_igpt
-from hf_igpt import ImageGPTForCausalImageModeling
 from hf_igpt.arguments import SHIPPED_RECIPES, load_recipe, parse_arguments, shipped_recipes
 from hf_igpt.data.options import grid_size
 from hf_igpt.training.arguments import PretrainArguments
 from hf_igpt.training.cost import training_flops
+from hf_igpt.training.objectives import model_class
 from hf_igpt.training.pretraining import model_config
 
 
@@ -35,7 +35,8 @@ def header_of(name: str) -> dict[str, str]:
 
 
 def test_which_recipes_there_are():
-    assert NAMES == ["cifar10", "cifar10-cpu", "digits", "imagenet32-igpt-l", "imagenet32-igpt-m", "imagenet32-igpt-s"]
+    sizes = ("cifar10", "digits", "imagenet32-igpt-l", "imagenet32-igpt-m", "imagenet32-igpt-s")
+    assert {"cifar10-cpu", "cifar10-masked-cpu", *sizes, *(f"{name}-masked" for name in sizes)} == set(NAMES)
     assert (ROOT / "recipes").resolve() == SHIPPED_RECIPES.resolve()
     assert Path(hf_igpt.__file__).parent in SHIPPED_RECIPES.parents
 
@@ -62,7 +63,8 @@ def test_the_model_and_its_cost(name):
     size = grid_size(arguments)
     config = model_config(arguments, arguments.num_colors, (size["height"], size["width"]))
     with torch.device("meta"):
-        model = ImageGPTForCausalImageModeling(config)
+        model = model_class(config)(config)
+    assert config.is_causal != name.endswith(("masked", "masked-cpu"))
     parameters = model.num_parameters()
     assert config.num_values == arguments.num_colors and config.grid == (size["height"], size["width"])
     cost = header_of(name).get("Cost", "")
@@ -76,14 +78,19 @@ def test_the_model_and_its_cost(name):
         assert images * training_flops(config) == pytest.approx(float(stated[1]), rel=0.01)
 
 
+@pytest.mark.parametrize("objective", ["next_pixel", "masked"])
 @pytest.mark.parametrize(("name", "parameters"), [("s", 76e6), ("m", 455e6), ("l", 1362e6)])
-def test_the_papers_recipes(name, parameters):
+def test_the_papers_recipes(name, parameters, objective):
     """Sizes of table 1, schedule of §3.3: Adam (0.9, 0.95), batch 128, a million steps, no weight decay or dropout."""
-    arguments = arguments_of(f"imagenet32-igpt-{name}")
+    suffix = "-masked" if objective == "masked" else ""
+    arguments = arguments_of(f"imagenet32-igpt-{name}{suffix}")
+    config = model_config(arguments, 512, (32, 32))
     with torch.device("meta"):
-        model = ImageGPTForCausalImageModeling(model_config(arguments, 512, (32, 32)))
+        model = model_class(config)(config)
+    assert (arguments.objective, arguments.mask_rate) == (objective, 0.15)
     assert model.num_parameters() == pytest.approx(parameters, rel=0.01)
     assert (arguments.adam_beta1, arguments.adam_beta2, arguments.weight_decay, arguments.dropout) == (0.9, 0.95, 0, 0)
     assert (arguments.total_batch_size, arguments.max_steps, arguments.warmup_epochs) == (128, 1_000_000, 1)
-    assert arguments.learning_rate == {"s": 3e-3, "m": 3e-3, "l": 1e-3}[name]
+    rates = {"next_pixel": {"s": 3e-3, "m": 3e-3, "l": 1e-3}, "masked": {"s": 1e-2, "m": 3e-3, "l": 1e-3}}
+    assert arguments.learning_rate == rates[objective][name]
     assert (arguments.validation_fraction, arguments.augmentation) == (0.04, "random_resized_crop")

@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_igpt import ImageGPTConfig, ImageGPTForCausalImageModeling
+from hf_igpt import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling
 
 
 def tiny_config(**overrides) -> ImageGPTConfig:
@@ -53,9 +53,34 @@ def tiny_causal(dtype: torch.dtype = torch.float64, seed: int = 0, **overrides) 
     return model
 
 
+def tiny_masked(dtype: torch.dtype = torch.float64, seed: int = 0, **overrides) -> ImageGPTForMaskedImageModeling:
+    """A masked head in evaluation mode whose logits at a hidden pixel are known to depend on the image."""
+    model = randomize_(ImageGPTForMaskedImageModeling(tiny_config(**overrides)).eval(), seed).to(dtype)
+    tokens = random_tokens(model.config)
+    hidden = torch.zeros_like(tokens, dtype=torch.bool)
+    hidden[:, ::3] = True
+    first, second = model(input_ids=tokens, bool_masked_pos=hidden).logits.detach().float()
+    assert 0.5 < first.std() < 5
+    assert (first - second)[::3].abs().mean() > 0.1
+    return model
+
+
 @torch.no_grad()
 def assert_discriminates(model: ImageGPTForCausalImageModeling) -> None:
     """No vacuous pass: logits differ between images and from each other by about 1."""
     first, second = model(labels=random_tokens(model.config)).logits.float()
     assert 0.5 < first.std() < 5
     assert (first[1:] - second[1:]).abs().mean() > 0.1
+
+
+def reference_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Leaves in float64 under the names of the reference, so that gradients can be compared by name."""
+    parameters = model.named_parameters()
+    return {n.removeprefix("transformer."): p.detach().double().requires_grad_() for n, p in parameters}
+
+
+def assert_gradients_equal(model: torch.nn.Module, weights: dict[str, torch.Tensor], atol: float) -> None:
+    for name, parameter in model.named_parameters():
+        expected = weights[name.removeprefix("transformer.")].grad
+        assert expected.abs().max() > 1e-4, f"the test does not reach {name}"
+        torch.testing.assert_close(parameter.grad.double(), expected, atol=atol, rtol=0, msg=name)

@@ -1,6 +1,7 @@
 """Arguments of the commands: dataclass fields from a recipe (a flat YAML file), from flags, or both."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import logging
@@ -105,7 +106,7 @@ def _flag_value(value: Any, hint: Any) -> Any:
         return [_flag_value(item, hint) for item in value]
     kind = _kinds(hint)[0]
     kind = typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind
-    if value == "null" and isinstance(hint, types.UnionType):
+    if value == "null" and _takes_null(hint):
         return None
     if kind in (bool, str):
         return value
@@ -154,6 +155,10 @@ def _kinds(hint: Any) -> list[Any]:
     """The types a field takes, None left out."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     return [kind for kind in kinds if kind is not type(None)]
+
+
+def _takes_null(hint: Any) -> bool:
+    return isinstance(hint, types.UnionType) and type(None) in typing.get_args(hint)
 
 
 def load_recipe(name_or_path: str) -> tuple[dict[str, Any], Path]:
@@ -262,9 +267,13 @@ def _problems(arguments_class: type, values: dict[str, Any]) -> list[str]:
 
 
 def _coerce(value: Any, hint: Any) -> Any:
-    if value is None and isinstance(hint, types.UnionType):
+    if value is None and _takes_null(hint):
         return None
-    kind = _kinds(hint)[0]
+    kind, *others = _kinds(hint)
+    if others:
+        with contextlib.suppress(TypeError):
+            return _coerce(value, kind)
+        kind = others[0]
     if typing.get_origin(kind) is list:
         items = value if isinstance(value, list) else [value]
         return [_coerce(item, typing.get_args(kind)[0]) for item in items]
@@ -281,7 +290,7 @@ def _type_name(hint: Any) -> str:
     kind = _kinds(hint)[0]
     is_list = typing.get_origin(kind) is list
     name = f"{_TYPE_NAMES[typing.get_args(kind)[0]]} or a list of them" if is_list else _TYPE_NAMES[kind]
-    return f"{name} or null" if isinstance(hint, types.UnionType) else name
+    return f"{name} or null" if _takes_null(hint) else name
 
 
 def _shown(value: Any) -> str:
@@ -294,8 +303,11 @@ def _range_problems(name: str, value: Any, metadata: dict[str, Any]) -> list[str
     for item in value if isinstance(value, list) else [value]:
         if item is None:
             continue
-        if metadata.get("choices") and item not in metadata["choices"]:
-            problems.append(f"`{name}` must be one of {', '.join(metadata['choices'])}, got {_shown(item)}")
+        if metadata.get("choices") and isinstance(item, str) and item not in metadata["choices"]:
+            numbers = (
+                "a number or " if any(metadata.get(bound) is not None for bound in ("low", "high", "above")) else ""
+            )
+            problems.append(f"`{name}` must be {numbers}one of {', '.join(metadata['choices'])}, got {_shown(item)}")
         if isinstance(item, float) and not math.isfinite(item):
             problems.append(f"`{name}` must be finite, got {item}")
         elif isinstance(item, int | float) and not isinstance(item, bool):

@@ -42,7 +42,9 @@ def check_mask(bool_masked_pos: torch.BoolTensor, shape: torch.Size, config: Ima
     if not torch.is_tensor(bool_masked_pos) or bool_masked_pos.dtype != torch.bool or bool_masked_pos.shape != shape:
         is_tensor = torch.is_tensor(bool_masked_pos)
         received = (
-            f"{bool_masked_pos.dtype} of shape {list(bool_masked_pos.shape)}" if is_tensor else type(bool_masked_pos)
+            f"{bool_masked_pos.dtype} of shape {list(bool_masked_pos.shape)}"
+            if is_tensor
+            else type(bool_masked_pos).__name__
         )
         raise ValueError(
             f"`bool_masked_pos` must be a bool tensor of shape {list(shape)}, True where a token is hidden, got "

@@ -42,6 +42,7 @@ from .checkpoint_igpt import read_state_dict, refuse_other_sizes
 from .checks_igpt import check_mask, check_tokens
 from .configuration_igpt import ImageGPTConfig
 from .functional_igpt import quick_gelu, recomputed_for_backward, rms_norm
+from .generation_igpt import iterative_decode
 from .losses_igpt import masked_cross_entropy, mean_cross_entropy, share
 from .native_igpt import native_state_dict_to_igpt
 
@@ -646,6 +647,64 @@ class ImageGPTForMaskedImageModeling(ImageGPTPreTrainedModel):
             loss = share(loss, labels, num_items_in_batch)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        bool_masked_pos: torch.BoolTensor | None = None,
+        *,
+        num_return_sequences: int = 1,
+        num_steps: int | None = None,
+        order: str = "random",
+        schedule: str = "cosine",
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        choice_temperature: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.LongTensor:
+        """
+        Draws whole images, or the hidden pixels of given ones. Call `.eval()` first, or dropout stays on.
+
+        Args:
+            input_ids: tokens of given images, of shape (B, T). What stands under the mask is not read.
+            bool_masked_pos: True where a pixel is to be drawn, of shape (B, T).
+            num_return_sequences: images to draw, for each of the given ones where there are any.
+            num_steps, order, schedule, temperature, top_k, top_p, choice_temperature, generator: see
+                [`iterative_decode`]. By default exact draws from the model, which take one pass for every pixel.
+
+        Returns:
+            Tokens of shape (num_return_sequences, T), or of given images (B * num_return_sequences, T), those of one
+            image next to each other.
+
+        Raises:
+            ValueError: only one of `input_ids` and `bool_masked_pos`, or what `iterative_decode` refuses.
+        """
+        if (input_ids is None) != (bool_masked_pos is None):
+            raise ValueError(
+                "`input_ids` and `bool_masked_pos` belong together: give both to draw the hidden pixels of images, or "
+                "neither to draw whole images."
+            )
+        if num_return_sequences < 1:
+            raise ValueError(f"`num_return_sequences` must be at least 1, got {num_return_sequences}.")
+        if input_ids is None:
+            input_ids = torch.zeros((1, self.config.n_positions), dtype=torch.long, device=self.device)
+            bool_masked_pos = torch.ones_like(input_ids, dtype=torch.bool)
+        check_mask(bool_masked_pos, input_ids.shape, self.config)
+        return iterative_decode(
+            self,
+            input_ids.repeat_interleave(num_return_sequences, dim=0),
+            bool_masked_pos.repeat_interleave(num_return_sequences, dim=0),
+            num_steps=num_steps,
+            order=order,
+            schedule=schedule,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            choice_temperature=choice_temperature,
+            generator=generator,
         )
 
     def pooled_features(self, tokens: torch.LongTensor, layer: int | None = None, **kwargs) -> torch.Tensor:

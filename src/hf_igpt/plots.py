@@ -65,11 +65,11 @@ def completion_grid(
     return image_grid(images, columns=len(titles), column_titles=titles)
 
 
-def hide_below(image: Image.Image, rows_kept: int) -> Image.Image:
-    """A copy of an image with everything below its first `rows_kept` rows greyed out."""
-    hidden = image.copy()
-    hidden.paste(MISSING, (0, rows_kept, image.width, image.height))
-    return hidden
+def hide_region(image: Image.Image, region: np.ndarray) -> Image.Image:
+    """A copy of an RGB image with the pixels greyed out where the bool array `region` (height, width) is True."""
+    pixels = np.array(image)
+    pixels[region] = MISSING
+    return Image.fromarray(pixels)
 
 
 def palette_swatch(palette: np.ndarray) -> Image.Image:

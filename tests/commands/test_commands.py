@@ -405,7 +405,7 @@ MISTAKES = {
     ],
     "sample": [
         (["--model", "./nothing"], "./nothing"),
-        (["--model", "out/model", "--rows_kept", "8"], "`rows_kept` must be below 8"),
+        (["--model", "out/model", "--rows_kept", "8"], "`rows_kept` must be from 0 to 7"),
         (["--model", "out/model", "--num_samples", "0", "--num_completions", "0"], "there is nothing to draw"),
         (["--model", "out/model", "--tokens", "nothing"], "There is no tokenized data in nothing"),
         (["--model", "out/model", "--split", "nothing"], "There is no split 'nothing', only train, test, validation"),
@@ -459,8 +459,11 @@ def test_a_missing_package_is_named_before_work_is_done(run, finished, tmp_path,
 # Two processes
 
 
-def test_two_processes_compute_what_one_does(run, tmp_path):
-    write_recipe(tmp_path, dropout=0, max_steps=4, weight_decay=0.01)
+@pytest.mark.parametrize(
+    ("objective", "score"), [({}, "nats_per_token"), ({"objective": "masked"}, "masked_nats_per_token")]
+)
+def test_two_processes_compute_what_one_does(run, tmp_path, objective, score):
+    write_recipe(tmp_path, dropout=0, max_steps=4, weight_decay=0.01, **objective)
 
     def both(command, *arguments, port):
         group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -476,7 +479,7 @@ def test_two_processes_compute_what_one_does(run, tmp_path):
     one = run("pretrain", "tiny.yaml", "--output_dir", "one", cwd=tmp_path).results
     two = both("pretrain", "tiny.yaml", "--output_dir", "two", port=free_port())
     assert (one["processes"], two["processes"]) == (1, 2)
-    for name in ("nats_per_token", "unigram_nats_per_token"):
+    for name in (score, "unigram_nats_per_token"):
         assert two["metrics"]["validation"][name] == pytest.approx(one["metrics"]["validation"][name], rel=1e-6)
     for name in ("loss", "grad_norm"):
         assert logged(two, name) == pytest.approx(logged(one, name), rel=1e-5) and len(logged(one, name)) == 4

@@ -13,7 +13,8 @@ from image_samples import HEIGHT, WIDTH, dataset_of, make_pixels, make_processor
 from torch.utils.data import DataLoader
 
 from hf_igpt.data.augmentation import augmented_positions, random_resized_crop
-from hf_igpt.data.loading import EpochSampler, ImageTokenDataset, TokenCollator, TokenDataset
+from hf_igpt.data.loading import EpochSampler, ImageTokenDataset, MaskedTokenCollator, TokenCollator, TokenDataset
+from hf_igpt.data.masking import Masking
 
 
 GRID, NUM_VALUES = (6, 5), 300
@@ -61,7 +62,7 @@ def test_stored_rows_are_read_through_select_and_shuffle():
     dataset = TokenDataset(tokens.select([7, 2, 9]), num_values=NUM_VALUES, grid=GRID)
     assert len(dataset) == 3
     np.testing.assert_array_equal([example["input_ids"] for example in dataset], values[[7, 2, 9]])
-    assert set(dataset[0]) == {"input_ids"}
+    assert set(dataset[0]) == {"input_ids", "epoch", "image"}
     joined = datasets.concatenate_datasets([tokens, tokens.select([1])])
     dataset = TokenDataset(joined, num_values=NUM_VALUES, grid=GRID)
     np.testing.assert_array_equal(dataset.__getitems__([11, 10])[0]["input_ids"], values[1])
@@ -128,7 +129,7 @@ def test_fewer_images_than_a_batch_make_full_batches():
 
 
 def batches(epochs=(0, 1, 2), per_device=4, workers=0, skip=0, persistent=False):
-    """Batches of each epoch on this process, as Trainer makes them: labels as nested lists."""
+    """Batches of each epoch on this process, as Trainer makes them: labels and masks as nested lists."""
     accelerator = Accelerator(cpu=True)
     dataset = token_dataset()
     sampler = EpochSampler(len(dataset), 8, seed=2)
@@ -138,7 +139,7 @@ def batches(epochs=(0, 1, 2), per_device=4, workers=0, skip=0, persistent=False)
         sampler=sampler,
         num_workers=workers,
         persistent_workers=persistent,
-        collate_fn=TokenCollator(NUM_VALUES, TOKENS),
+        collate_fn=masked_collator(),
     )
     loader = accelerator.prepare(loader)
     result = []
@@ -146,7 +147,7 @@ def batches(epochs=(0, 1, 2), per_device=4, workers=0, skip=0, persistent=False)
         resumed = skip_first_batches(loader, skip) if skip and epoch == epochs[0] else loader
         sampler.set_epoch(epoch)
         resumed.set_epoch(epoch)
-        result.append([batch["labels"].tolist() for batch in resumed])
+        result.append([torch.stack([batch["labels"], batch["bool_masked_pos"]], 1).tolist() for batch in resumed])
     return result
 
 
@@ -195,6 +196,38 @@ def test_two_processes_share_the_batches_of_one(tmp_path):
 
     assert dealt("whole") == alone
     assert dealt("resumed") == [alone[1][2:], alone[2]]
+
+
+def test_an_example_carries_its_key():
+    for key in (3, 2 * 11 + 3):
+        example = token_dataset()[key]
+        assert (example["epoch"], example["image"]) == divmod(key, 11)
+    example = image_token_dataset()[5]
+    assert (example["epoch"], example["image"]) == divmod(5, len(image_token_dataset()))
+
+
+def masked_collator(rate=0.3):
+    return MaskedTokenCollator(NUM_VALUES, TOKENS, masking=Masking(TOKENS, rate, seed=4))
+
+
+@pytest.mark.parametrize("rate", [0.3, "uniform"])
+def test_masked_collator_draws_masks_by_epoch_and_image(rate):
+    keys = [2 * 11 + 3, 3, 10]
+    dataset = token_dataset(augment="none")
+    batch = masked_collator(rate)(dataset.__getitems__(keys))
+    assert set(batch) == {"input_ids", "labels", "bool_masked_pos"}
+    np.testing.assert_array_equal(batch["input_ids"], stored_tokens()[1][[3, 3, 10]])
+    assert torch.equal(batch["labels"], batch["input_ids"]) and batch["labels"].dtype == torch.int64
+    expected = Masking(TOKENS, rate, 4)(np.array([2, 0, 0]), np.array([3, 3, 10]))
+    np.testing.assert_array_equal(batch["bool_masked_pos"], expected)
+    assert (expected[0] != expected[1]).any()
+    single = masked_collator(rate)([dataset[keys[1]]])
+    assert torch.equal(single["bool_masked_pos"][0], batch["bool_masked_pos"][1])
+
+
+def test_masks_need_the_key():
+    with pytest.raises(ValueError, match="must have 'epoch'.*got input_ids"):
+        masked_collator()([{"input_ids": np.zeros(TOKENS, dtype=np.int64)}])
 
 
 def test_collator_gives_the_causal_heads_labels():

@@ -3,14 +3,24 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tiny_models import random_tokens, tiny_causal
+from tiny_models import random_tokens, tiny_causal, tiny_masked
 
-from hf_igpt.generation import complete, sample
+from hf_igpt.generation import complete, inpaint, sample
 
 
 @pytest.fixture(scope="module")
 def model():
     return tiny_causal(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def masked():
+    return tiny_masked(torch.float32)
+
+
+@pytest.fixture(params=["causal", "masked"])
+def either(request, model, masked):
+    return {"causal": model, "masked": masked}[request.param]
 
 
 def probabilities(model) -> np.ndarray:
@@ -110,28 +120,29 @@ def test_nothing_to_draw(model, call):
         call(model)
 
 
-def test_seeds(model):
-    first, again, other = sample(model, 5, seed=3), sample(model, 5, seed=3), sample(model, 5, seed=4)
+def test_seeds(either):
+    first, again, other = sample(either, 5, seed=3), sample(either, 5, seed=3), sample(either, 5, seed=4)
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
-    batches = sample(model, 6, seed=3, batch_size=2)
+    batches = sample(either, 6, seed=3, batch_size=2)
     assert len({tuple(map(tuple, batches[start : start + 2])) for start in (0, 2, 4)}) == 3
-    np.testing.assert_array_equal(batches[:2], sample(model, 2, seed=3, batch_size=2))
+    np.testing.assert_array_equal(batches[:2], sample(either, 2, seed=3, batch_size=2))
     # No seed repeats another one's later batches.
-    assert not any(np.array_equal(sample(model, 2, seed=seed), batches[2:4]) for seed in range(6))
+    assert not any(np.array_equal(sample(either, 2, seed=seed), batches[2:4]) for seed in range(6))
 
 
-def test_the_global_random_state_is_left_alone(model):
+def test_the_global_random_state_is_left_alone(either):
     torch.manual_seed(7)
     state = torch.get_rng_state()
-    drawn = sample(model, 2)
+    drawn = sample(either, 2)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(8)
-    np.testing.assert_array_equal(sample(model, 2), drawn)
+    np.testing.assert_array_equal(sample(either, 2), drawn)
 
 
-def test_the_mode_is_restored_and_dropout_is_off():
-    model = tiny_causal(torch.float32, embd_pdrop=0.5, resid_pdrop=0.5)
+@pytest.mark.parametrize("tiny", [tiny_causal, tiny_masked])
+def test_the_mode_is_restored_and_dropout_is_off(tiny):
+    model = tiny(torch.float32, embd_pdrop=0.5, resid_pdrop=0.5)
     expected = sample(model, 2)
     np.testing.assert_array_equal(sample(model.train(), 2), expected)
     assert model.training
@@ -141,3 +152,130 @@ def test_progress_counts_every_image(model):
     seen = []
     complete(model, random_tokens(model.config, 3).numpy(), 2, num_samples=3, batch_size=4, progress=seen.append)
     assert seen == [4, 4, 1]
+
+
+# Masked models, and regions
+
+
+def test_masked_images_are_those_of_generate(masked):
+    drawn = sample(masked, 3, seed=5, num_steps=4, order="confidence", top_k=2)
+    generator = torch.Generator().manual_seed(5 << 20)
+    options = {"num_steps": 4, "order": "confidence", "top_k": 2, "generator": generator}
+    np.testing.assert_array_equal(drawn, masked.generate(num_return_sequences=3, **options).numpy())
+    assert drawn.dtype == np.int64 and (sample(masked, 3, seed=5, num_steps=4) != drawn).any()
+
+
+@pytest.mark.parametrize("rows_kept", [0, 1, 2])
+def test_completing_is_inpainting_the_rows_below(either, rows_kept):
+    given = random_tokens(either.config, 4).numpy()
+    region = np.zeros((3, 4), dtype=bool)
+    region[rows_kept:] = True
+    completed = complete(either, given, rows_kept, num_samples=2, batch_size=3, seed=4)
+    np.testing.assert_array_equal(completed, inpaint(either, given, region, num_samples=2, batch_size=3, seed=4))
+    kept = rows_kept * 4
+    assert completed.shape == (4, 2, 12) and (completed[:, :, :kept] == given[:, None, :kept]).all()
+    assert (completed[:, :, kept:] != given[:, None, kept:]).any(axis=(1, 2)).all()
+
+
+@pytest.mark.parametrize("order", ["random", "confidence"])
+def test_any_region_of_a_masked_model(masked, order):
+    """A region for each image, of different sizes, one of them empty."""
+    given = random_tokens(masked.config, 4).numpy().astype(np.uint16)
+    region = np.random.default_rng(0).random((4, 12)) < np.array([0, 0.1, 0.5, 0.9])[:, None]
+    assert not region[0].any() and len(set(region.sum(axis=1))) == 4
+    seen = []
+    options = {"num_samples": 3, "batch_size": 5, "num_steps": 4, "order": order}
+    drawn = inpaint(masked, given, region, progress=seen.append, **options)
+    assert drawn.shape == (4, 3, 12) and drawn.dtype == np.int64 and seen == [5, 5, 2]
+    kept = np.broadcast_to(~region[:, None], drawn.shape)
+    np.testing.assert_array_equal(drawn[kept], np.broadcast_to(given[:, None], drawn.shape)[kept])
+    assert (drawn[1:] != given[1:, None]).any(axis=(1, 2)).all() and (drawn[2, 0] != drawn[2, 1]).any()
+    other = np.where(region, 60000, given)
+    np.testing.assert_array_equal(inpaint(masked, other, region, **options), drawn)
+
+
+def test_holes_come_with_the_conditional_probabilities():
+    """Of one hidden pixel, which the model gives directly."""
+    model = tiny_masked(torch.float32, vocab_size=4, image_size=[1, 4])
+    given = np.array([[0, 1, 2, 1], [2, 1, 0, 0]])
+    region = np.array([False, True, False, False])
+    with torch.inference_mode():
+        mask = torch.from_numpy(np.tile(region, (2, 1)))
+        expected = model(input_ids=torch.from_numpy(given), bool_masked_pos=mask).logits[:, 1].softmax(-1).numpy()
+    drawn = inpaint(model, given, region, num_samples=3000, batch_size=3000)
+    for image in range(2):
+        assert_drawn_from(np.bincount(drawn[image, :, 1], minlength=3), expected[image].astype(float))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shapes_of_a_region(channels):
+    model = tiny_masked(torch.float32, image_size=[2, 4], num_channels=channels)
+    given = random_tokens(model.config, 3).numpy()
+    cells = np.array([[False, True, True, False], [True, False, False, False]])
+    tokens = np.repeat(cells.ravel(), channels)
+    expected = inpaint(model, given, np.tile(tokens, (3, 1)))
+    assert (expected[:, 0][:, ~tokens] == given[:, ~tokens]).all() and (expected[:, 0] != given).any()
+    for region in (tokens, cells, tokens.reshape(2, 4, channels), torch.from_numpy(cells)):
+        np.testing.assert_array_equal(inpaint(model, given, region), expected)
+    if channels == 3:
+        blue = np.zeros((2, 4, 3), dtype=bool)
+        blue[..., 2] = True
+        drawn = inpaint(model, given, blue)[:, 0].reshape(3, 8, 3)
+        np.testing.assert_array_equal(drawn[..., :2], given.reshape(3, 8, 3)[..., :2])
+        assert (drawn[..., 2] != given.reshape(3, 8, 3)[..., 2]).any()
+
+
+@pytest.mark.parametrize(
+    ("region", "received"),
+    [
+        (np.ones((4, 3), dtype=bool), r"bool of shape \(4, 3\)"),
+        (np.ones((2, 12), dtype=bool), r"bool of shape \(2, 12\)"),
+        (np.ones((3, 4, 3), dtype=bool), r"bool of shape \(3, 4, 3\)"),
+        (np.ones((3, 4), dtype=np.uint8), r"uint8 of shape \(3, 4\)"),
+        (None, r"object of shape \(\)"),
+    ],
+)
+def test_wrong_regions(either, region, received):
+    given = random_tokens(either.config, 3).numpy()
+    with pytest.raises(
+        ValueError, match=r"`bool_masked_pos` must be a bool array of shape \(3, 12\).*got " + received
+    ):
+        inpaint(either, given, region)
+
+
+@pytest.mark.parametrize("given", [np.zeros((2, 11), dtype=int), np.zeros(12, dtype=int), np.zeros((2, 12))])
+def test_wrong_tokens(either, given):
+    with pytest.raises(ValueError, match=r"`tokens` must be integers of shape \(images, 12\), got .*\(.*1.*\)"):
+        complete(either, given, 1)
+
+
+@pytest.mark.parametrize(
+    "region",
+    [
+        [0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 1, 1],
+        [[0] * 8 + [1] * 4, [0] * 4 + [1] * 8],
+    ],
+)
+def test_a_next_pixel_model_cannot_fill_holes(model, masked, region):
+    given, region = random_tokens(model.config, 2).numpy(), np.array(region, dtype=bool)
+    with pytest.raises(
+        ValueError, match="can only draw what comes after the given pixels.*`complete`.*a masked model"
+    ):
+        inpaint(model, given, region)
+    assert inpaint(masked, given, region).shape == (2, 1, 12)
+
+
+def test_a_next_pixel_model_goes_on_from_any_pixel(model):
+    given = random_tokens(model.config, 2).numpy()
+    for kept in (7, 12):
+        drawn = inpaint(model, given, np.arange(12) >= kept, num_samples=2)
+        assert (drawn[:, :, :kept] == given[:, None, :kept]).all()
+        assert kept == 12 or (drawn[:, :, kept:] != given[:, None, kept:]).any()
+
+
+@pytest.mark.parametrize("option", [{"num_steps": 3}, {"order": "random"}])
+def test_masked_options_of_a_next_pixel_model(model, option):
+    with pytest.raises(ValueError, match=next(iter(option))):
+        sample(model, 2, **option)

@@ -11,14 +11,16 @@ from tiny_models import random_tokens, randomize_, tiny_config
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from hf_igpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification
+from hf_igpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTForMaskedImageModeling
+from hf_igpt.data.masking import Masking
 
 
+HEADS = ("causal", "masked", "classifier")
 IMAGES = 22  # in batches of 8: the last one is short, and so is its last part
 
 
 class Images(Dataset):
-    """`labels` alone for the causal head, as the collator gives them; with classes for the classifier."""
+    """What the collators give the causal and the masked head; classes for the classifier."""
 
     def __init__(self, head: str, count: int = IMAGES):
         self.tokens = random_tokens(tiny_config(), batch=count, seed=7)
@@ -29,7 +31,12 @@ class Images(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         tokens = self.tokens[index]
-        return {"labels": tokens} if self.head == "causal" else {"input_ids": tokens, "labels": tokens[0] % 3}
+        if self.head == "causal":
+            return {"labels": tokens}
+        if self.head == "masked":
+            mask = torch.from_numpy(Masking(12, "uniform")(0, index))[0]
+            return {"input_ids": tokens, "bool_masked_pos": mask, "labels": tokens}
+        return {"input_ids": tokens, "labels": tokens[0] % 3}
 
 
 def stacked(dataset: Images, count: int) -> dict[str, torch.Tensor]:
@@ -40,6 +47,8 @@ def stacked(dataset: Images, count: int) -> dict[str, torch.Tensor]:
 def tiny_model(head: str) -> torch.nn.Module:
     if head == "causal":
         return randomize_(ImageGPTForCausalImageModeling(tiny_config())).double()
+    if head == "masked":
+        return randomize_(ImageGPTForMaskedImageModeling(tiny_config())).double()
     config = tiny_config(num_labels=3, generative_loss_weight=0.5, pooler_layer=1)
     return randomize_(ImageGPTForImageClassification(config)).double()
 
@@ -87,10 +96,10 @@ def train(head: str, folder, batch: int, accumulation: int, count: int = IMAGES)
 
 @pytest.fixture(scope="module")
 def unsplit(tmp_path_factory):
-    return {head: train(head, tmp_path_factory.mktemp(head), 8, 1) for head in ("causal", "classifier")}
+    return {head: train(head, tmp_path_factory.mktemp(head), 8, 1) for head in HEADS}
 
 
-@pytest.mark.parametrize("head", ["causal", "classifier"])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(("batch", "accumulation"), [(2, 4), (1, 8), (4, 2)])
 def test_trap_gradient_accumulation_multiplies_loss_and_gradients(tmp_path, unsplit, head, batch, accumulation):
     """22 images in steps of 8: the last step has 6, and its last part is short too. transformers' ImageGPT trains on
@@ -106,7 +115,7 @@ def test_trap_gradient_accumulation_multiplies_loss_and_gradients(tmp_path, unsp
         torch.testing.assert_close(weight, expected_weights[name], atol=1e-12, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("head", ["causal", "classifier"])
+@pytest.mark.parametrize("head", HEADS)
 def test_the_step_is_the_gradient_of_the_models_own_mean_loss(unsplit, head):
     model = tiny_model(head)
     loss = model(**stacked(Images(head), 8)).loss
@@ -118,7 +127,7 @@ def test_the_step_is_the_gradient_of_the_models_own_mean_loss(unsplit, head):
         torch.testing.assert_close(gradient, parameter.grad, atol=1e-12, rtol=0, msg=name)
 
 
-@pytest.mark.parametrize("head", ["causal", "classifier"])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("batch", [22, 8, 1])
 def test_eval_loss_is_the_mean_over_images(tmp_path, head, batch):
     metrics = make_trainer(head, tmp_path, batch, 1).evaluate()
@@ -128,12 +137,12 @@ def test_eval_loss_is_the_mean_over_images(tmp_path, head, batch):
 
 def test_compute_metrics_gets_the_logits_of_every_image(tmp_path):
     seen = {}
-    for head in ("causal", "classifier"):
+    for head in HEADS:
         trainer = make_trainer(head, tmp_path / head, 8, 1)
         trainer.compute_metrics = lambda prediction, head=head: seen.setdefault(head, prediction) and {}
         assert "eval_loss" in trainer.evaluate()
     logits = seen["causal"].predictions
-    assert logits.shape == (IMAGES, 12, 10)
+    assert logits.shape == seen["masked"].predictions.shape == (IMAGES, 12, 10)
     predictions = seen["classifier"].predictions
     logits = predictions[0] if isinstance(predictions, tuple) else predictions
     assert logits.shape == (IMAGES, 3)
@@ -157,7 +166,7 @@ def train_in_process(rank: int, port: int, folder: str) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    for head in ("causal", "classifier"):
+    for head in HEADS:
         eval_loss = make_trainer(head, folder, 2, 2, count=20).evaluate()["eval_loss"]
         trainer = make_trainer(head, folder, 2, 2, count=20)
         trainer.train()
@@ -172,7 +181,7 @@ def train_in_process(rank: int, port: int, folder: str) -> None:
 def test_two_processes_equal_one_in_loss_and_final_weights(tmp_path):
     """20 images in steps of 8: the last step has one batch of 2 for each process, and half the accumulation."""
     torch.multiprocessing.spawn(train_in_process, args=(free_port(), str(tmp_path)), nprocs=2)
-    for head in ("causal", "classifier"):
+    for head in HEADS:
         expected_losses, _, expected_weights = train(head, tmp_path, 8, 1, count=20)
         expected_eval_loss = make_trainer(head, tmp_path, 20, 1, count=20).evaluate()["eval_loss"]
         for rank in range(2):

@@ -8,24 +8,33 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-    from hf_igpt import IGPTImageProcessor, ImageGPTForCausalImageModeling
+    from hf_igpt import IGPTImageProcessor, ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling
+    from hf_igpt.modeling_igpt import ImageGPTPreTrainedModel
 
 
 def load_checkpoint(
     name_or_path: str,
-) -> tuple["ImageGPTForCausalImageModeling", "IGPTImageProcessor", str]:
+) -> tuple["ImageGPTForCausalImageModeling | ImageGPTForMaskedImageModeling", "IGPTImageProcessor", str]:
     """
-    A next-pixel model, its image processor, and a digest of its weights. A folder with a manifest is verified first.
+    A next-pixel or masked model, whichever was saved, its image processor, and a digest of its weights. A folder with
+    a manifest is verified first.
 
     Raises:
         ValueError: the folder is damaged, or palette and model do not fit.
     """
-    from hf_igpt import IGPTImageProcessor, ImageGPTForCausalImageModeling
+    from hf_igpt import (
+        IGPTImageProcessor,
+        ImageGPTConfig,
+        ImageGPTForCausalImageModeling,
+        ImageGPTForMaskedImageModeling,
+    )
     from hf_igpt.storage import MANIFEST, verify_folder
 
     if (Path(name_or_path) / MANIFEST).is_file():
         verify_folder(name_or_path)
-    model = ImageGPTForCausalImageModeling.from_pretrained(name_or_path).eval()
+    is_causal = ImageGPTConfig.from_pretrained(name_or_path).is_causal
+    head = ImageGPTForCausalImageModeling if is_causal else ImageGPTForMaskedImageModeling
+    model = head.from_pretrained(name_or_path).eval()
     processor = IGPTImageProcessor.from_pretrained(name_or_path)
     if processor.num_colors != model.config.num_values or processor.grid != model.config.grid:
         raise ValueError(
@@ -35,7 +44,7 @@ def load_checkpoint(
     return model, processor, weights_digest(model)
 
 
-def weights_digest(model: "ImageGPTForCausalImageModeling") -> str:
+def weights_digest(model: "ImageGPTPreTrainedModel") -> str:
     """SHA-256 over names and bytes of all weights: what results are keyed by."""
     import hashlib
 
@@ -49,7 +58,7 @@ def weights_digest(model: "ImageGPTForCausalImageModeling") -> str:
 
 
 def load_matching_tokens(
-    folder: str | os.PathLike, model: "ImageGPTForCausalImageModeling", processor: "IGPTImageProcessor"
+    folder: str | os.PathLike, model: "ImageGPTPreTrainedModel", processor: "IGPTImageProcessor"
 ) -> "DatasetDict":
     """
     Tokenized splits, refused where their palette or grid is not the checkpoint's.

@@ -1,4 +1,5 @@
-"""Scores held-out images with a next-pixel model: nats per token and bits per pixel beside the baselines.
+"""Scores held-out images in nats per token: a next-pixel model by its exact likelihood, a masked one by its loss at a
+mask rate and by an upper bound on the negative log-likelihood; beside a uniform and a unigram model.
 
 hf-igpt evaluate --model outputs/digits/model
 """
@@ -19,9 +20,15 @@ class EvaluateArguments:
         None, "folder that tokenize_dataset or pretrain wrote; by default 'tokens' beside the checkpoint folder"
     )
     split: str = option("test", "split to score, once everything has been chosen on validation")
+    mask_rate: float | None = option(
+        None, "for masked models, probability that a pixel is hidden in the loss; by default 0.15", above=0, high=1
+    )
+    num_masks: int | None = option(None, "for masked models, masks of every image; by default 8", low=1)
+    seed: int | None = option(None, "for masked models, seed of the masks; by default 0", low=0, high=2**31 - 1)
     batch_size: int = option(32, "images at once on one device", low=1)
     output_dir: str | None = option(
-        None, "folder for results.json and the likelihood of every image; by default beside the checkpoint folder"
+        None,
+        "folder for results.json and the likelihood, or its bound, of every image; by default beside the checkpoint",
     )
     cpu_threads: int | None = option(
         None, "threads of each process on a machine without a GPU; by default its share of the cores", low=1
@@ -55,7 +62,7 @@ def _main(argv: list[str] | None) -> None:
     folder = Path(arguments.output_dir or beside(arguments.model, f"evaluation-{arguments.split}"))
     # The baselines come from train.
     fingerprints = {name: tokens[name]._fingerprint for name in ("train", arguments.split)}
-    made_from = {"model": digest, "split": arguments.split, "tokens": fingerprints}
+    made_from = {"model": digest, "split": arguments.split, "tokens": fingerprints} | _mask_options(arguments, model)
     done = is_finished(folder, made_from)
     state.wait_for_everyone()
     if not done:
@@ -66,26 +73,50 @@ def _main(argv: list[str] | None) -> None:
         print_results(read_results(folder))
 
 
+def _mask_options(arguments: EvaluateArguments, model) -> dict[str, float | int]:
+    """The options of masks with their defaults; none for a next-pixel model, which can't use them."""
+    defaults = {"mask_rate": 0.15, "num_masks": 8, "seed": 0}
+    given = {name: getattr(arguments, name) for name in defaults if getattr(arguments, name) is not None}
+    if not model.config.is_causal:
+        return defaults | given
+    if given:
+        raise ValueError(
+            f"`{next(iter(given))}` has no effect: {arguments.model} is a next-pixel model. Leave it out."
+        )
+    return {}
+
+
 def _score(arguments, model, tokens, folder, made_from, state) -> None:
     import numpy as np
     from tqdm.auto import tqdm
 
-    from hf_igpt.evaluation import baselines, log_likelihood
+    from hf_igpt.evaluation import baselines, log_likelihood, masked_metrics
     from hf_igpt.results import write_results
     from hf_igpt.stages import write_stage
     from hf_igpt.storage import staged_folder
 
-    split = tokens[arguments.split]
-    share = -(-len(split) // state.num_processes)
+    split, masks = tokens[arguments.split], _mask_options(arguments, model)
+    share = -(-len(split) // state.num_processes) * (2 if masks else 1)
     with tqdm(total=share, desc=f"Scoring {arguments.split}", disable=not state.is_main_process) as bar:
-        likelihood = log_likelihood(model, split, arguments.batch_size, progress=bar.update)
+        options = {"batch_size": arguments.batch_size, "progress": bar.update}
+        if masks:
+            metrics, likelihood = masked_metrics(model, split, **masks, **options)
+        else:
+            likelihood = log_likelihood(model, split, **options)
+            metrics = likelihood.metrics()
     if not state.is_main_process:
         return
-    metrics = likelihood.metrics() | baselines(tokens["train"], split, model.config.num_values)
+    metrics |= baselines(tokens["train"], split, model.config.num_values)
     with staged_folder(folder, overwrite=True) as staged:
         np.save(staged / "nats_per_image.npy", likelihood.nats_per_image, allow_pickle=False)
         write_stage(staged, made_from)
-        write_results(staged, metrics=metrics, arguments=asdict(arguments), model_sha256=made_from["model"])
+        write_results(
+            staged,
+            metrics=metrics,
+            arguments=asdict(arguments),
+            model_sha256=made_from["model"],
+            seeds={"masks": masks["seed"]} if masks else None,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draws images from a next-pixel model and completes held-out ones, unselected, into PNG grids.
+"""Draws images from a model, and completes or inpaints held-out ones, unselected, into PNG grids.
 
 hf-igpt sample --model outputs/digits/model
 """
@@ -21,6 +21,12 @@ class SampleArguments:
     rows_kept: int | None = option(
         None, "rows that are given; by default the upper half", low=0, only_if=("num_completions", bool)
     )
+    mask: str | None = option(
+        None,
+        "in place of rows_kept, what is drawn: 'center', a square of half the side, or a file of the grid's size, "
+        "PNG (drawn where not black) or .npy (where not zero); any region with a masked model",
+        only_if=("num_completions", bool),
+    )
     tokens: str | None = option(
         None,
         "folder of tokenized images to complete; by default 'tokens' beside the checkpoint folder",
@@ -30,6 +36,14 @@ class SampleArguments:
     temperature: float = option(1.0, "logits are divided by it", above=0)
     top_k: int = option(0, "draw from the k likeliest values only; 0 draws from all", low=0)
     top_p: float = option(1.0, "draw from the likeliest values that make up this probability", above=0, high=1)
+    num_steps: int | None = option(
+        None, "for masked models, passes of the model for an image; by default one for every pixel drawn", low=1
+    )
+    order: str | None = option(
+        None,
+        "for masked models, which pixels are drawn first, any or the surest; by default random",
+        choices=("random", "confidence"),
+    )
     batch_size: int = option(36, "images at once", low=1)
     seed: int = option(0, "seed of the samples", low=0, high=2**31 - 1)
     output_dir: str | None = option(None, "folder for the grids; by default 'samples-final' beside the checkpoint")
@@ -46,6 +60,8 @@ def _main(argv: list[str] | None) -> None:
     arguments = parse_arguments(SampleArguments, __doc__, argv)
     if not arguments.num_samples and not arguments.num_completions:
         raise ValueError("`num_samples` and `num_completions` are both 0: there is nothing to draw.")
+    if arguments.mask is not None and arguments.rows_kept is not None:
+        raise ValueError("`mask` and `rows_kept` both say what is drawn: give one of them.")
     import torch
 
     from hf_igpt.commands.checkpoints import beside, load_checkpoint
@@ -55,31 +71,69 @@ def _main(argv: list[str] | None) -> None:
 
     use_cpu_threads(arguments.cpu_threads)
     model, processor, digest = load_checkpoint(arguments.model)
+    settings = _settings(arguments, model)
+    region = _region(arguments, model) if arguments.num_completions else None
     given = _given_images(arguments, model, processor) if arguments.num_completions else None
     folder = Path(arguments.output_dir or beside(arguments.model, "samples-final"))
     made_from = {"weights": digest, "given": given and given._fingerprint, **asdict(arguments)}
     for name in ("model", "tokens", "output_dir", "cpu_threads"):
         made_from.pop(name)
+    if arguments.mask is not None:
+        made_from["mask"] = _digest(region)
     if not is_finished(folder, made_from):
         check_writable(folder.parent)
         device = arguments.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = model.to(device)
         with staged_folder(folder, overwrite=True) as staged:
-            _draw(arguments, model.to(device), processor, given, staged)
+            if arguments.num_samples:
+                _draw_samples(arguments.num_samples, model, processor, staged / "samples.png", settings)
+            if given is not None:
+                picture = staged / ("completions.png" if arguments.mask is None else "inpainted.png")
+                _draw_completions(given, region, arguments.completions_per_image, model, processor, picture, settings)
             write_stage(staged, made_from)
             seeds = {"seed": arguments.seed}
             write_results(staged, metrics={}, seeds=seeds, arguments=asdict(arguments), model_sha256=digest)
     print_results(read_results(folder))
 
 
+def _settings(arguments: SampleArguments, model) -> dict:
+    """The options of drawing that this kind of model takes."""
+    settings = {name: getattr(arguments, name) for name in ("batch_size", "seed", "temperature", "top_k", "top_p")}
+    masked = {name: getattr(arguments, name) for name in ("num_steps", "order")}
+    masked = {name: value for name, value in masked.items() if value is not None}
+    if masked and model.config.is_causal:
+        raise ValueError(
+            f"`{next(iter(masked))}` has no effect: {arguments.model} is a next-pixel model. Leave it out."
+        )
+    return settings | masked
+
+
+def _region(arguments: SampleArguments, model):
+    """What is drawn of the given images, bool of shape (height, width); refused where the model can't draw it."""
+    from hf_igpt.generation.regions import center_square, prefix_length, read_region, rows_below, token_mask
+
+    grid = model.config.grid
+    if arguments.mask is None:
+        return rows_below(grid[0] // 2 if arguments.rows_kept is None else arguments.rows_kept, grid)
+    region = center_square(grid) if arguments.mask == "center" else read_region(arguments.mask, grid)
+    if model.config.is_causal:
+        prefix_length(token_mask(region, model.config, 1))
+    return region
+
+
+def _digest(region) -> str:
+    """What identifies a mask, whatever file it came from."""
+    import hashlib
+
+    return hashlib.sha256(region.tobytes()).hexdigest()
+
+
 def _given_images(arguments: SampleArguments, model, processor):
     """The tokenized images to complete, a `datasets.Dataset`."""
     from hf_igpt.commands.checkpoints import beside, load_matching_tokens
 
-    height = processor.grid[0]
-    if arguments.rows_kept is not None and arguments.rows_kept >= height:
-        raise ValueError(f"`rows_kept` must be below {height}, the height of the grid, got {arguments.rows_kept}.")
     tokens = load_matching_tokens(arguments.tokens or beside(arguments.model, "tokens"), model, processor)
     if arguments.split not in tokens:
         raise ValueError(f"There is no split {arguments.split!r}, only {', '.join(tokens)}.")
@@ -87,37 +141,31 @@ def _given_images(arguments: SampleArguments, model, processor):
     return split.select(range(min(arguments.num_completions, len(split))))
 
 
-def _draw(arguments: SampleArguments, model, processor, given, folder: Path) -> None:
+def _draw_samples(num_samples: int, model, processor, picture: Path, settings: dict) -> None:
     from tqdm.auto import tqdm
 
     from hf_igpt.generation import sample
     from hf_igpt.plots import image_grid, save_png
 
-    settings = {name: getattr(arguments, name) for name in ("batch_size", "seed", "temperature", "top_k", "top_p")}
-    if arguments.num_samples:
-        with tqdm(total=arguments.num_samples, desc="Sampling") as bar:
-            drawn = sample(model, arguments.num_samples, progress=bar.update, **settings)
-        save_png(image_grid(processor.decode(drawn)), folder / "samples.png")
-    if given is not None:
-        _draw_completions(arguments, model, processor, given, folder, settings)
+    with tqdm(total=num_samples, desc="Sampling") as bar:
+        drawn = sample(model, num_samples, progress=bar.update, **settings)
+    save_png(image_grid(processor.decode(drawn)), picture)
 
 
-def _draw_completions(arguments: SampleArguments, model, processor, given, folder: Path, settings) -> None:
+def _draw_completions(given, region, per_image: int, model, processor, picture: Path, settings: dict) -> None:
     from tqdm.auto import tqdm
 
     from hf_igpt.evaluation.likelihood import token_rows
-    from hf_igpt.generation import complete
-    from hf_igpt.plots import completion_grid, hide_below, save_png
+    from hf_igpt.generation import inpaint
+    from hf_igpt.plots import completion_grid, hide_region, save_png
 
     given = token_rows(given)
-    rows_kept = processor.grid[0] // 2 if arguments.rows_kept is None else arguments.rows_kept
-    per_image = arguments.completions_per_image
     with tqdm(total=len(given) * per_image, desc="Completing") as bar:
-        drawn = complete(model, given, rows_kept, num_samples=per_image, progress=bar.update, **settings)
+        drawn = inpaint(model, given, region, num_samples=per_image, progress=bar.update, **settings)
     originals = processor.decode(given)
-    parts = [hide_below(image, rows_kept) for image in originals]
+    parts = [hide_region(image, region) for image in originals]
     grid = completion_grid(parts, [processor.decode(images) for images in drawn], originals)
-    save_png(grid, folder / "completions.png")
+    save_png(grid, picture)
 
 
 if __name__ == "__main__":

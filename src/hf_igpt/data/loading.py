@@ -6,7 +6,7 @@ make the same example from the same key. `EpochSampler` deals the keys.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 
 from hf_igpt.data.augmentation import augmented_positions, check_augmentation, random_resized_crop
 from hf_igpt.data.columns import find_image_column, find_label_column, read_image, row_file
+from hf_igpt.data.masking import Masking
 from hf_igpt.data.randomness import random_permutation
 
 
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 
 class _KeyedDataset(TorchDataset):
-    """Examples by key. Subclasses make the examples of a batch in `_examples`."""
+    """
+    Examples by key. Subclasses make the examples of a batch in `_examples`; each gets the two parts of its key,
+    "epoch" and "image", so that a collator can draw as a function of them too.
+    """
 
     def __init__(self, num_images: int, what: str):
         if num_images < 1:
@@ -46,7 +50,11 @@ class _KeyedDataset(TorchDataset):
         keys = np.asarray(keys, dtype=np.int64)
         if keys.size and keys.min() < 0:
             raise IndexError(f"A key is epoch * {self.num_images} + image, got {keys.min()}.")
-        return self._examples(*np.divmod(keys, self.num_images))
+        epochs, images = np.divmod(keys, self.num_images)
+        examples = self._examples(epochs, images)
+        for example, epoch, image in zip(examples, epochs.tolist(), images.tolist(), strict=True):
+            example |= {"epoch": epoch, "image": image}
+        return examples
 
     def _examples(self, epochs: np.ndarray, images: np.ndarray) -> list[dict[str, Any]]:
         raise NotImplementedError
@@ -55,8 +63,8 @@ class _KeyedDataset(TorchDataset):
 class TokenDataset(_KeyedDataset):
     """Stored tokens, augmented as they are read.
 
-    An example is {"input_ids": unsigned integer array of shape (tokens,), in raster order without the start token, and
-    "label": int where the tokens have classes}.
+    An example is {"input_ids": unsigned integer array of shape (tokens,), in raster order without the start token,
+    "label": int where the tokens have classes, "epoch" and "image": the parts of its key}.
 
     Args:
         tokens: A split made by `tokenize`.
@@ -296,3 +304,33 @@ class TokenCollator:
             f"`input_ids` must lie in 0 to {self.num_values - 1}, got {value}{start} at position {position} of "
             f"example {example}; tokens and model must have the same palette."
         )
+
+
+@dataclass(frozen=True)
+class MaskedTokenCollator(TokenCollator):
+    """
+    Batches examples for masked-pixel training: "input_ids" and "labels", the same int64 tensor of shape (batch,
+    tokens), and "bool_masked_pos", a bool tensor of that shape.
+
+    Trainer counts the labels of a step to weight its batches, so all tokens are labels; the head scores hidden ones.
+
+    Args:
+        masking: draws the masks from the examples' "epoch" and "image".
+
+    Raises:
+        ValueError: As for `TokenCollator`, and on examples that don't carry their key.
+    """
+
+    masking: Masking = field(kw_only=True)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        tokens = torch.from_numpy(self.stack_tokens(examples))
+        try:
+            epochs, images = (np.array([example[name] for example in examples]) for name in ("epoch", "image"))
+        except KeyError as error:
+            raise ValueError(
+                f"Examples must have {error}, which masks are a function of, got {', '.join(examples[0])}; take them "
+                "from a `TokenDataset` or an `ImageTokenDataset`."
+            ) from None
+        masks = torch.from_numpy(self.masking(epochs, images))
+        return {"input_ids": tokens, "bool_masked_pos": masks, "labels": tokens}

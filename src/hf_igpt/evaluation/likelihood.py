@@ -11,7 +11,7 @@ import numpy as np
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hf_igpt.modeling_igpt import ImageGPTForCausalImageModeling
+    from hf_igpt.modeling_igpt import ImageGPTForCausalImageModeling, ImageGPTPreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,18 @@ class Likelihood:
 
     def metrics(self) -> dict[str, float | int | None]:
         """Figures for a results JSON. The standard error is over images, None for a single one."""
-        count = len(self.nats_per_image)
-        error = self.nats_per_image.std(ddof=1) / math.sqrt(count) / self.tokens_per_image if count > 1 else None
         return {
             "nats_per_token": self.nats_per_token,
-            "nats_per_token_standard_error": None if error is None else float(error),
+            "nats_per_token_standard_error": standard_error(self.nats_per_image / self.tokens_per_image),
             "bits_per_pixel": self.bits_per_pixel,
-            "num_images": count,
+            "num_images": len(self.nats_per_image),
             "tokens_per_image": self.tokens_per_image,
         }
+
+
+def standard_error(values: np.ndarray) -> float | None:
+    """Of the mean of independent values; None for a single one."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
 
 
 def log_likelihood(
@@ -69,8 +72,30 @@ def log_likelihood(
         progress: called with the number of images of each finished batch.
 
     Raises:
-        ValueError: no images, an empty batch, tokens outside the vocabulary, or an image whose likelihood is not
-            finite.
+        ValueError: a masked model, no images, an empty batch, tokens outside the vocabulary, or an image whose
+            likelihood is not finite.
+    """
+    if not model.config.is_causal:
+        raise ValueError("A masked model has no exact likelihood: use `likelihood_bound`.")
+    nats = score_images(model, tokens, _teacher_forcing, batch_size, progress)
+    height, width = model.config.grid
+    return Likelihood(nats, model.config.n_positions, height * width)
+
+
+def score_images(
+    model: "ImageGPTPreTrainedModel",
+    tokens: "Dataset | np.ndarray",
+    score: Callable[[Any, Any, np.ndarray], Any],
+    batch_size: int,
+    progress: Callable[[int], None] | None = None,
+) -> np.ndarray:
+    """
+    One number for every image, float64 of shape (images,), whatever the batches and the number of processes.
+
+    Args:
+        score: takes the model, tokens of shape (batch, tokens) on its device and the images' indices, and returns
+            a tensor of shape (batch,).
+        model, tokens, batch_size, progress: as for `log_likelihood`, which says what it raises.
     """
     import torch
     from accelerate.utils import gather_object
@@ -88,21 +113,21 @@ def log_likelihood(
     with torch.inference_mode():
         for start in range(0, len(mine), batch_size):
             images = mine[start : start + batch_size]
-            labels = torch.from_numpy(rows[images].astype(np.int64))
-            _check_range(labels, model.config.num_values)
-            logits = model(labels=labels.to(model.device)).logits
-            scored += zip(images.tolist(), _nats(logits, labels.to(logits.device)), strict=True)
+            batch = torch.from_numpy(rows[images].astype(np.int64))
+            _check_range(batch, model.config.num_values)
+            scored += zip(images.tolist(), score(model, batch.to(model.device), images).tolist(), strict=True)
             if progress is not None:
                 progress(len(images))
     model.train(was_training)
-    nats = np.full(len(rows), np.nan)
+    scores = np.full(len(rows), np.nan)
     for image, value in gather_object(scored) if state.num_processes > 1 else scored:
-        nats[image] = value
-    if not np.isfinite(nats).all():
-        image = int(np.flatnonzero(~np.isfinite(nats))[0])
-        raise ValueError(f"The likelihood of image {image} is {nats[image]}: the model's weights or logits overflow.")
-    height, width = model.config.grid
-    return Likelihood(nats, model.config.n_positions, height * width)
+        scores[image] = value
+    if not np.isfinite(scores).all():
+        image = int(np.flatnonzero(~np.isfinite(scores))[0])
+        raise ValueError(
+            f"The likelihood of image {image} is {scores[image]}: the model's weights or logits overflow."
+        )
+    return scores
 
 
 def baselines(train: "Dataset | np.ndarray", held_out: "Dataset | np.ndarray", num_values: int) -> dict[str, float]:
@@ -127,12 +152,10 @@ def token_rows(tokens: Any) -> np.ndarray:
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(tokens), -1)
 
 
-def _nats(logits: Any, labels: Any) -> list[float]:
-    import torch
+def _teacher_forcing(model: Any, tokens: Any, images: np.ndarray) -> Any:
+    from hf_igpt.losses_igpt import token_nats
 
-    dtype = torch.promote_types(torch.float32, logits.dtype)
-    chosen = logits.to(dtype).log_softmax(dim=-1).gather(-1, labels.unsqueeze(-1))
-    return (-chosen.squeeze(-1).double().sum(dim=1)).tolist()
+    return token_nats(model(labels=tokens).logits, tokens).double().sum(dim=1)
 
 
 def _check_range(labels: Any, num_values: int) -> None:

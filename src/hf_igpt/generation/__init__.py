@@ -1,6 +1,6 @@
 """Images out of a model."""
 
-from hf_igpt.generation.sampling import complete, sample
+from hf_igpt.generation.sampling import complete, inpaint, sample
 
 
-__all__ = ["complete", "sample"]
+__all__ = ["complete", "inpaint", "sample"]

@@ -12,7 +12,21 @@ class PretrainArguments(ImageOptions, GridOptions):
     """Options of pretrain: where to write, which images, which tokens, which model, how to train, what to log."""
 
     output_dir: str = option("outputs/pretrain", "folder for everything the run writes")
-    seed: int = option(0, "seed of initialisation, data order, augmentation and samples", low=0, high=2**31 - 1)
+    seed: int = option(0, "seed of initialisation, data order, augmentation, masks and samples", low=0, high=2**31 - 1)
+    objective: str = option(
+        "next_pixel",
+        "predict every pixel from those before it, or hidden pixels from all others",
+        choices=("next_pixel", "masked"),
+    )
+    mask_rate: float | str = option(
+        0.15,
+        "probability that a pixel is hidden; or 'uniform': drawn anew for every image, which makes the loss an upper "
+        "bound on the negative log-likelihood and the model one to sample from",
+        above=0,
+        high=1,
+        choices=("uniform",),
+        only_if=("objective", "masked".__eq__),
+    )
     palette: str | None = option(None, "folder or Hub name of an image processor to use instead of fitting a palette")
     augmentation: str = option(
         "none",

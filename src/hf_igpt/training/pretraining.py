@@ -139,6 +139,7 @@ def model_config(arguments: "PretrainArguments", num_colors: int, grid: tuple[in
     fields = {
         "vocab_size": num_colors + 1,
         "image_size": list(grid),
+        "is_causal": arguments.objective == "next_pixel",
         "embd_pdrop": arguments.dropout,
         "resid_pdrop": arguments.dropout,
     }
@@ -154,10 +155,9 @@ def _build_trainer(
     import torch
     from transformers import set_seed
 
-    from hf_igpt.data.loading import TokenCollator
-    from hf_igpt.modeling_igpt import ImageGPTForCausalImageModeling
     from hf_igpt.training.callbacks import SampleGridCallback
     from hf_igpt.training.cost import matmul_peak
+    from hf_igpt.training.objectives import collator, model_class
     from hf_igpt.training.throughput import Throughput
     from hf_igpt.training.trainer import IGPTTrainer
 
@@ -165,7 +165,7 @@ def _build_trainer(
     config = model_config(arguments, processor.num_colors, processor.grid)
     training = _training_arguments(arguments, len(tokens["train"]))
     # `from_config` picks the attention backend; a checkpoint of another backend loads all the same.
-    model = ImageGPTForCausalImageModeling._from_config(config, attn_implementation=arguments.attn_implementation)
+    model = model_class(config)._from_config(config, attn_implementation=arguments.attn_implementation)
     dtype = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
     peak = matmul_peak(training.device, dtype) * training.world_size
     throughput = Throughput(config, arguments.total_batch_size, peak)
@@ -174,7 +174,7 @@ def _build_trainer(
         training,
         train_dataset=_train_dataset(arguments, source, processor, tokens),
         eval_dataset=_token_dataset(tokens["validation"], processor) if "validation" in tokens else None,
-        data_collator=TokenCollator(config.num_values, config.n_positions),
+        data_collator=collator(arguments, config),
         processing_class=processor,
         throughput=throughput,
     )
@@ -322,8 +322,9 @@ def _train(trainer: "IGPTTrainer") -> None:
 
 
 def _metrics(trainer: "IGPTTrainer", arguments: "PretrainArguments", tokens: "DatasetDict") -> dict[str, Any]:
-    from hf_igpt.evaluation import baselines, log_likelihood
+    from hf_igpt.evaluation import baselines
     from hf_igpt.training.cost import training_flops
+    from hf_igpt.training.objectives import validation_metrics
 
     config = trainer.model.config
     metrics: dict[str, Any] = {
@@ -335,8 +336,7 @@ def _metrics(trainer: "IGPTTrainer", arguments: "PretrainArguments", tokens: "Da
     }
     if "validation" in tokens:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-        likelihood = log_likelihood(model, tokens["validation"], arguments.per_device_eval_batch_size)
-        metrics["validation"] = likelihood.metrics() | baselines(
+        metrics["validation"] = validation_metrics(model, tokens["validation"], arguments) | baselines(
             tokens["train"], tokens["validation"], config.num_values
         )
     return metrics

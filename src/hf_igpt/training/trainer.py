@@ -206,25 +206,26 @@ class IGPTTrainer(Trainer):
         """As in Trainer. With several processes, the loss of stored tokens counts every image once (see below)."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         with self._outside_throughput():
-            if self.args.world_size > 1 and self._is_next_pixel(dataset):
+            if self.args.world_size > 1 and self._pretrains_on(dataset):
                 return self._evaluate_in_shares(dataset, metric_key_prefix)
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def _is_next_pixel(self, dataset: Any) -> bool:
+    def _pretrains_on(self, dataset: Any) -> bool:
         from hf_igpt.data.loading import TokenDataset
-        from hf_igpt.modeling_igpt import ImageGPTForCausalImageModeling
+        from hf_igpt.modeling_igpt import ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling
 
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return isinstance(dataset, TokenDataset) and isinstance(model, ImageGPTForCausalImageModeling)
+        heads = (ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling)
+        return isinstance(dataset, TokenDataset) and isinstance(model, heads)
 
     def _evaluate_in_shares(self, dataset: Any, prefix: str) -> dict[str, float]:
         # Trainer fills the last batch of the processes with images of the first, and their losses enter the mean.
-        from hf_igpt.evaluation import log_likelihood
+        from hf_igpt.training.objectives import eval_loss
 
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         with self.accelerator.autocast():
-            likelihood = log_likelihood(model, dataset.tokens, self.args.eval_batch_size)
-        metrics = {f"{prefix}_loss": likelihood.nats_per_token}
+            loss = eval_loss(model, dataset.tokens, self.data_collator, self.args.eval_batch_size)
+        metrics = {f"{prefix}_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

@@ -1,0 +1,68 @@
+"""Which pixels of an image are hidden, as a function of (seed, epoch, image index)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hf_igpt.data.randomness import random_words
+
+
+UNIFORM = "uniform"
+# Its multiples, taken modulo one, fill the unit interval evenly however many there are (Kronecker sequence).
+_GOLDEN_RATIO = (np.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class Masking:
+    """
+    Draws masks.
+
+    Args:
+        num_tokens: tokens of an image.
+        rate: probability that a token is hidden, each on its own, in (0, 1]: the paper's objective at 0.15. Where it
+            would hide none, one is hidden. Or "uniform": the number of hidden tokens is uniform over 1 to
+            `num_tokens`, and which ones is uniform. The mean loss over hidden tokens then is, in expectation, an upper
+            bound on the negative log-likelihood per token: averaged over all orders of the tokens, the chain rule has
+            one term for each number of hidden tokens (Uria et al., 2014; Shi et al., arXiv 2406.04329).
+        seed: any integer.
+
+    Raises:
+        ValueError: another rate.
+    """
+
+    num_tokens: int
+    rate: float | str = 0.15
+    seed: int = 0
+
+    def __post_init__(self):
+        is_number = isinstance(self.rate, float | int) and not isinstance(self.rate, bool)
+        if self.rate != UNIFORM and not (is_number and 0 < self.rate <= 1):
+            raise ValueError(f"`rate` must be above 0 and at most 1, or {UNIFORM!r}, got {self.rate!r}.")
+
+    def __call__(self, epochs: np.ndarray | int, images: np.ndarray, strata: tuple[int, int] = (0, 1)) -> np.ndarray:
+        """
+        The masks of images, bool of shape (images, tokens), True where hidden.
+
+        Args:
+            epochs: epoch of each image, or one for all.
+            images: image indices of shape (images,).
+            strata: for several masks of an image, which one of how many. Uniform numbers of hidden tokens come each
+                from its own part of the range, so that together they cover it.
+        """
+        images = np.asarray(images, dtype=np.int64)
+        part, parts = strata
+        words = random_words(f"mask {part}", self.seed, epochs, images, self.num_tokens)
+        if self.rate == UNIFORM:
+            # The k smallest of independent numbers are a uniform choice of k places.
+            ranks = words.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+            return ranks < self._uniform_counts(epochs, images, part, parts)[:, None]
+        masks = words < np.uint64(min(round(self.rate * 2.0**64), 2**64 - 1))
+        empty = ~masks.any(axis=1)
+        masks[empty, words[empty].argmin(axis=1)] = True
+        return masks
+
+    def _uniform_counts(self, epochs: np.ndarray | int, images: np.ndarray, part: int, parts: int) -> np.ndarray:
+        # One offset an epoch makes every image's number uniform; the multiples spread neighbouring images evenly.
+        offsets = random_words("mask rate", self.seed, epochs, np.zeros(1), 1)[:, 0] / 2.0**64
+        points = (offsets + images * _GOLDEN_RATIO) % 1.0
+        return 1 + np.minimum(((part + points) / parts * self.num_tokens).astype(np.int64), self.num_tokens - 1)

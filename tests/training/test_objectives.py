@@ -1,0 +1,62 @@
+"""One path for both objectives: what they validate with is what they train on."""
+
+import pytest
+from fault_harness import NUM_VALUES, SIDE, token_dataset
+from tiny_models import randomize_
+from transformers import TrainingArguments
+
+from hf_igpt import ImageGPTConfig
+from hf_igpt.training.arguments import PretrainArguments
+from hf_igpt.training.objectives import collator, eval_loss, model_class, validation_metrics
+from hf_igpt.training.trainer import IGPTTrainer
+
+
+def trainer_of(objective: str, folder, batch: int, **arguments) -> tuple[IGPTTrainer, PretrainArguments]:
+    options = PretrainArguments(objective=objective, **arguments)
+    config = ImageGPTConfig(
+        vocab_size=NUM_VALUES + 1,
+        image_size=SIDE,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        is_causal=objective == "next_pixel",
+    )
+    settings = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "remove_unused_columns": False}
+    trainer = IGPTTrainer(
+        randomize_(model_class(config)(config)).double(),
+        TrainingArguments(str(folder), per_device_eval_batch_size=batch, prediction_loss_only=True, **settings),
+        eval_dataset=token_dataset(),
+        data_collator=collator(options, config),
+    )
+    return trainer, options
+
+
+@pytest.mark.parametrize("batch", [7, 20])
+@pytest.mark.parametrize(
+    ("objective", "options"),
+    [("next_pixel", {}), ("masked", {"mask_rate": 0.3}), ("masked", {"mask_rate": "uniform", "seed": 5})],
+)
+def test_validation_in_shares_is_trainers_own(tmp_path, objective, options, batch):
+    trainer, _ = trainer_of(objective, tmp_path, batch, **options)
+    loss = trainer.evaluate()["eval_loss"]
+    shared = eval_loss(trainer.model, trainer.eval_dataset.tokens, trainer.data_collator, batch)
+    assert loss == pytest.approx(shared, abs=1e-6)
+    assert trainer.evaluate()["eval_loss"] == loss, "the masks of validation never change"
+
+
+def test_masks_follow_the_options(tmp_path):
+    losses = [
+        trainer_of("masked", tmp_path, 20, **options)[0].evaluate()["eval_loss"]
+        for options in ({}, {"seed": 1}, {"mask_rate": 0.5}, {"mask_rate": "uniform"})
+    ]
+    assert len({round(loss, 6) for loss in losses}) == 4
+
+
+def test_final_figures_of_each_objective(tmp_path):
+    trainer, options = trainer_of("next_pixel", tmp_path, 20)
+    assert "nats_per_token" in validation_metrics(trainer.model, token_dataset().tokens, options)
+    for rate, stated in ((0.4, 0.4), ("uniform", 0.15)):
+        trainer, options = trainer_of("masked", tmp_path, 20, mask_rate=rate)
+        metrics = validation_metrics(trainer.model, token_dataset().tokens, options)
+        assert metrics["mask_rate"] == stated and "nats_per_token" not in metrics
+        assert metrics["bound_nats_per_token"] > 0 and metrics["masked_nats_per_token"] > 0
