@@ -190,6 +190,8 @@ PAIRS = [
     ("palette: here", "crop_size: 32"),
     ("augmentation: flip", "augmentation_padding: 2"),
     ("augmentation: none", "augmentation_padding: 2"),
+    ("objective: next_pixel", "mask_rate: 0.3"),
+    ("objective: next_pixel", "mask_rate: uniform"),
     ("fold_validation: true", "validation_fraction: 0.2"),
     ("fold_validation: true", "eval_steps: 20"),
     ("streaming: true", "num_proc: 2"),
@@ -304,6 +306,17 @@ def fields_of(arguments_class: type) -> list[tuple[dataclasses.Field, typing.Any
     return [(field, hints[field.name]) for field in dataclasses.fields(arguments_class)]
 
 
+class QuotedDumper(yaml.SafeDumper):
+    """Quotes every text: PyYAML leaves out the quotes around what is a number in YAML 1.2 alone, such as 0E0."""
+
+
+QuotedDumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, '"'))
+
+
+def quoted_yaml(values: dict) -> str:
+    return yaml.dump(values, Dumper=QuotedDumper, allow_unicode=True)
+
+
 @pytest.mark.parametrize("arguments_class", ALL)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
@@ -313,7 +326,7 @@ def test_valid_values_come_back_equal(tmp_path_factory, arguments_class, data):
     fields = [pair for pair in fields if pair[0].metadata["only_if"] is None]
     values = {field.name: data.draw(values_of(field, hint), field.name) for field, hint in fields}
     path = tmp_path_factory.getbasetemp() / "valid.yaml"
-    path.write_text(yaml.safe_dump(values, allow_unicode=True))
+    path.write_text(quoted_yaml(values))
     assert parse_arguments(arguments_class, "Text.", [str(path)]) == arguments_class(**values)
 
 
@@ -323,7 +336,7 @@ def test_valid_values_come_back_equal(tmp_path_factory, arguments_class, data):
 def test_a_wrong_value_names_its_field(tmp_path_factory, arguments_class, data):
     field, hint = data.draw(st.sampled_from(fields_of(arguments_class)))
     path = tmp_path_factory.getbasetemp() / "wrong.yaml"
-    path.write_text(yaml.safe_dump({field.name: data.draw(wrong_values_of(field, hint))}, allow_unicode=True))
+    path.write_text(quoted_yaml({field.name: data.draw(wrong_values_of(field, hint))}))
     with pytest.raises(ValueError, match=f"wrong.yaml: `{field.name}` must be "):
         parse_arguments(arguments_class, "Text.", [str(path)])
 

@@ -202,8 +202,19 @@ def test_trap_no_joint_loss_every_parameter_of_the_classifier_learns():
     assert outputs.loss == outputs.class_loss
 
 
+def test_no_loss_is_computed_where_a_pixel_is_given_to_the_position_that_predicts_it():
+    config = tiny_config(use_start_token=False)
+    for head, message in (
+        (ImageGPTForCausalImageModeling, "needs `use_start_token=True`"),
+        (ImageGPTForImageClassification, "`generative_loss_weight` must be 0 where `use_start_token` is False"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            head(config)
+    ImageGPTForImageClassification(tiny_config(use_start_token=False, is_causal=False))
+
+
 def test_classifier_without_start_token_sees_every_pixel():
-    config = tiny_config(num_labels=3, use_start_token=False)
+    config = tiny_config(num_labels=3, use_start_token=False, generative_loss_weight=0.0)
     model = randomize_(ImageGPTForImageClassification(config)).double().eval()
     tokens = random_tokens(config)
     hidden = model.transformer(input_ids=tokens).last_hidden_state.mean(1)

@@ -183,7 +183,13 @@ def test_classifier_without_tokens_says_so():
 def test_labels_alone_take_no_mask_positions_or_cache():
     model = tiny_causal()
     tokens = random_tokens(model.config)
-    for extra in ({"attention_mask": torch.ones_like(tokens)}, {"position_ids": torch.arange(12)[None]}):
+    for extra in (
+        {"attention_mask": torch.ones_like(tokens)},
+        {"position_ids": torch.arange(12)[None]},
+        {"use_cache": True},
+        {"logits_to_keep": 1},
+        {"logits_to_keep": torch.tensor([0])},
+    ):
         with pytest.raises(ValueError, match="must not be given"):
             model(labels=tokens, **extra)
 
@@ -208,6 +214,13 @@ def test_labels_beside_input_ids_give_transformers_shifted_loss_and_warn_without
     assert model(input_ids=ids, labels=ignored).loss.item() == pytest.approx(terms[:, 4:].mean().item(), abs=1e-12)
     with pytest.raises(ValueError, match="got 10 at position 2 of image 0.*start token"):
         model(input_ids=ids, labels=torch.full_like(ids, 10).index_fill(1, torch.arange(3), 0))
+
+
+def test_labels_beside_input_ids_have_their_shape():
+    model = tiny_causal()
+    ids = with_start(model.config, random_tokens(model.config))
+    with pytest.raises(ValueError, match=r"must have their shape \[2, 12\], got \[2, 11\]"):
+        model(input_ids=ids, labels=ids[:, 1:])
 
 
 def test_resizing_the_embeddings_is_refused():

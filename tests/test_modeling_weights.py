@@ -86,6 +86,13 @@ def test_a_classifier_from_a_next_pixel_checkpoint_starts_at_zero_and_keeps_the_
         assert torch.equal(model.get_parameter(name), parameter), name
 
 
+@pytest.mark.parametrize("head", [ImageGPTForCausalImageModeling, ImageGPTForImageClassification])
+def test_a_backbone_takes_what_it_needs_of_a_heads_checkpoint_without_a_report(tmp_path, head):
+    head(tiny_config()).save_pretrained(tmp_path)
+    _, info = ImageGPTModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+
+
 def test_a_backbone_and_a_head_exchange_weights(tmp_path):
     causal = tiny_causal(torch.float32)
     causal.save_pretrained(tmp_path / "causal")

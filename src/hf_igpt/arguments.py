@@ -66,10 +66,9 @@ def parse_arguments(arguments_class: type[T], description: str, argv: list[str] 
     hints = typing.get_type_hints(arguments_class)
     flags = {field: _flag_value(value, hints[field]) for field, value in flags.items()}
     recipe_problems, flag_problems = _problems(arguments_class, recipe), _problems(arguments_class, flags)
-    if not recipe_problems and not flag_problems:
-        recipe_problems = _without_effect(arguments_class, recipe, recipe)
-        recipe = _drop_overridden(arguments_class, recipe, flags)
-        flag_problems = _without_effect(arguments_class, flags, recipe | flags)
+    recipe_problems += _without_effect(arguments_class, recipe, recipe)
+    recipe = _drop_overridden(arguments_class, recipe, flags)
+    flag_problems += _without_effect(arguments_class, flags, recipe | flags)
     where = ((source, recipe_problems), ("arguments", flag_problems))
     if messages := [f"{place}: {'; '.join(problems)}" for place, problems in where if problems]:
         raise ValueError(". ".join(messages))
@@ -133,7 +132,7 @@ def _without_effect(arguments_class: type, given: dict[str, Any], values: dict[s
     """A problem for each field among `given` that the other `values`, or their defaults, leave without effect."""
     fields = {field.name: field for field in dataclasses.fields(arguments_class)}
     problems = []
-    for name in given:
+    for name in given.keys() & fields.keys():
         other, has_effect = fields[name].metadata["only_if"] or (None, None)
         if other not in fields or given[name] is None:
             continue

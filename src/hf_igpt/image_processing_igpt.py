@@ -287,7 +287,6 @@ class IGPTImageProcessor(BaseImageProcessor):
         config = {name: getattr(self, name) for name in _FIELDS}
         config["palette"] = None if self._palette is None else self._palette.tolist()
         config["image_processor_type"] = type(self).__name__
-        config["auto_map"] = {"AutoImageProcessor": "image_processing_igpt.IGPTImageProcessor"}
         return config
 
     def __repr__(self) -> str:

@@ -306,6 +306,9 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
 class ImageGPTModel(ImageGPTPreTrainedModel):
     """The Transformer without a head: token ids in, hidden states after the final norm out."""
 
+    # The heads of the checkpoints that it is loaded from.
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^score\."]
+
     def __init__(self, config: ImageGPTConfig):
         super().__init__(config)
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -451,6 +454,12 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
     _required_direction = True
 
     def __init__(self, config: ImageGPTConfig):
+        if not config.use_start_token:
+            raise ValueError(
+                f"{type(self).__name__} needs `use_start_token=True`, got False: every pixel would be given to the "
+                "position that predicts it. transformers' classifiers are such checkpoints: load them with "
+                "ImageGPTForImageClassification."
+            )
         super().__init__(config)
         self.transformer = ImageGPTModel(config)
         self.lm_head = _linear(config.hidden_size, config.num_values, False, 0.0)
@@ -494,10 +503,11 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         """
         cache = _one_cache(cache, past_key_values)
         if input_ids is None and inputs_embeds is None and labels is not None:
-            if attention_mask is not None or position_ids is not None or cache is not None:
+            is_given = any(option is not None for option in (attention_mask, position_ids, cache))
+            if is_given or use_cache or not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
                 raise ValueError(
-                    "`labels` without `input_ids` score whole images: `attention_mask`, `position_ids` and "
-                    f"`{CACHE_NAME}` must not be given."
+                    "`labels` without `input_ids` score whole images: `attention_mask`, `position_ids`, "
+                    f"`{CACHE_NAME}`, `use_cache` and `logits_to_keep` must not be given."
                 )
             check_tokens("labels", labels, self.config)
             outputs = self.transformer.encode(labels, **kwargs)
@@ -521,6 +531,11 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             self._warn_without_start_token(input_ids)
+            if labels.shape != outputs.last_hidden_state.shape[:2]:
+                raise ValueError(
+                    f"`labels` beside `input_ids` must have their shape {list(outputs.last_hidden_state.shape[:2])}, "
+                    f"got {list(labels.shape)}."
+                )
             check_tokens("labels", labels[:, 1:], self.config, ignored=-100)
             loss = mean_cross_entropy(logits[:, :-1], labels[:, 1:], num_items_in_batch)
         return CausalLMOutputWithPast(
@@ -724,6 +739,11 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
     """A linear classifier on mean-pooled features, trained with the class and the generative loss (paper, 2.3)."""
 
     def __init__(self, config: ImageGPTConfig):
+        if config.is_causal and not config.use_start_token and config.generative_loss_weight > 0:
+            raise ValueError(
+                "`generative_loss_weight` must be 0 where `use_start_token` is False, got "
+                f"{config.generative_loss_weight}: every pixel would be given to the position that predicts it."
+            )
         super().__init__(config)
         self.num_labels = config.num_labels
         self.transformer = ImageGPTModel(config)

@@ -101,6 +101,7 @@ FAULTS = {
     "kill after tokens": lambda: _kill_around(preparation, "prepare_tokens", after=True),
     "kill before step 2": lambda: _at_step(2, _kill),
     "kill before step 4": lambda: _at_step(4, _kill),
+    "kill before step 8": lambda: _at_step(8, _kill),
     "kill before model": lambda: _kill_around(IGPTTrainer, "save_model", after=False),
     "kill after model": lambda: _kill_around(pretraining, "_metrics", after=False),
     "kill before results": lambda: _kill_around(plots, "save_loss_curve", after=True),

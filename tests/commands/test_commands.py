@@ -142,6 +142,19 @@ def test_accelerate_launch_and_the_console_script(tmp_path, monkeypatch, capfd):
 # Kills
 
 
+def test_a_run_with_workers_killed_in_its_second_epoch_continues_to_the_same_weights(run, tmp_path):
+    """Dropout draws from the generator that the data loader's workers are seeded from."""
+    write_recipe(tmp_path, dataloader_num_workers=2, max_steps=9, save_steps=6)
+    whole = run("pretrain", "tiny.yaml", "--output_dir", "whole", cwd=tmp_path)
+    assert run("pretrain", "tiny.yaml", cwd=tmp_path, fault="kill before step 8").status == -9
+    ended = run("pretrain", "tiny.yaml", cwd=tmp_path)
+    assert (whole.results["resumed_from"], ended.results["resumed_from"]) == (None, "checkpoint-6")
+    assert whole.results["metrics"] == ended.results["metrics"]
+    weights = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("whole", "out")]
+    assert weights[0] == weights[1]
+    assert ended.results["training_seconds"] > 0
+
+
 @pytest.mark.parametrize(
     "moments",
     [
@@ -383,7 +396,15 @@ def test_a_loss_that_is_nan_stops(run, tmp_path):
 
 MISTAKES = {
     "pretrain": [
-        (["nothing"], "No recipe 'nothing': give a path, or one of cifar10, cifar10-cpu, digits"),
+        (["nothing"], "No recipe 'nothing': give a path, or one of cifar10, cifar10-cpu, "),
+        (["tiny.yaml", "--attn_implementation", "flash_attention_2"], "trains on a GPU only, and there is none"),
+        (["tiny.yaml", "--attn_implementation", "flex_attention"], "trains on a GPU only, and there is none"),
+        (["tiny.yaml", "--augmentation", "random_resized_crop"], "needs `crop_size`"),
+        (["tiny.yaml", "--mask_rate", "0.2"], "`mask_rate` has no effect where `objective` is 'next_pixel'"),
+        (
+            ["tiny.yaml", "--objective", "masked", "--mask_rate", "often"],
+            "`mask_rate` must be a number or one of uniform, got 'often'",
+        ),
         (
             ["tiny.yaml", "--learning_rate", "fast", "--seed", "-1"],
             "`learning_rate` must be a number, got 'fast'; `seed` must be at least 0, got -1",
@@ -400,12 +421,15 @@ MISTAKES = {
     ],
     "evaluate": [
         (["--model", "./nothing"], "./nothing"),
+        (["--model", "out/nothing"], "out/nothing is no checkpoint folder, and no model on the Hub"),
+        (["--model", "out/model", "--num_masks", "4"], "`num_masks` has no effect: out/model is a next-pixel model"),
         (["--model", "out/model", "--tokens", "nothing"], "There is no tokenized data in nothing"),
         (["--model", "out/model", "--output_dir", "tiny.yaml/out"], "can't be written to"),
     ],
     "sample": [
         (["--model", "./nothing"], "./nothing"),
         (["--model", "out/model", "--rows_kept", "8"], "`rows_kept` must be from 0 to 7"),
+        (["--model", "out/model", "--device", "mps"], "`device` 'mps' is not there: this machine has cpu"),
         (["--model", "out/model", "--num_samples", "0", "--num_completions", "0"], "there is nothing to draw"),
         (["--model", "out/model", "--tokens", "nothing"], "There is no tokenized data in nothing"),
         (["--model", "out/model", "--split", "nothing"], "There is no split 'nothing', only train, test, validation"),

@@ -91,6 +91,10 @@ def test_roles_of_named_splits(tmp_path):
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 48, "validation": 2, "test": 6}
     with pytest.raises(ValueError, match="`test_split` 'secret' is not in .* which has test, train, validation"):
         load_images(folder, test_split="secret")
+    with pytest.raises(ValueError, match="`validation_fraction` 0.3 has no use: there is a validation split already"):
+        load_images(folder, validation_fraction=0.3)
+    with pytest.raises(ValueError, match="`label_column` 'img' holds images"):
+        load_images(folder, label_column="img")
     with pytest.raises(ValueError, match="can't have two roles"):
         load_images(folder, train_split="test")
 

@@ -20,7 +20,7 @@ from image_samples import (
 )
 
 from hf_igpt.configuration_igpt import ImageGPTConfig
-from hf_igpt.data import tokenization
+from hf_igpt.data import code_version, tokenization
 from hf_igpt.data.sources import load_images
 from hf_igpt.data.token_store import check_tokens, load_tokens, save_tokens, tokens_info
 from hf_igpt.data.tokenization import tokenize
@@ -122,11 +122,11 @@ def test_a_second_run_hits_the_cache(monkeypatch, tmp_path):
         assert computed()
         assert not computed()
     assert not computed()
-    files = tokenization._code_files()
+    files = code_version.code_files()
     assert {Path(tokenization.__file__).name, "image_processing_igpt.py", "palette_igpt.py"} <= {f.name for f in files}
-    changed = tmp_path / "palette_igpt.py"
+    changed = tmp_path / "tokenization.py"
     changed.write_text(files[-1].read_text() + "# changed\n")
-    monkeypatch.setattr(tokenization, "_code_files", lambda: [*files[:-1], changed])
+    monkeypatch.setattr(code_version, "code_files", lambda: [*files[:-1], changed])
     assert computed()
     assert not computed()
 

@@ -5,9 +5,11 @@ from fault_harness import NUM_VALUES, SIDE, token_dataset
 from tiny_models import randomize_
 from transformers import TrainingArguments
 
-from hf_igpt import ImageGPTConfig
+from hf_igpt import IGPTImageProcessor, ImageGPTConfig
+from hf_igpt.data.sources import load_images
 from hf_igpt.training.arguments import PretrainArguments
 from hf_igpt.training.objectives import collator, eval_loss, model_class, validation_metrics
+from hf_igpt.training.pretraining import _train_dataset
 from hf_igpt.training.trainer import IGPTTrainer
 
 
@@ -44,6 +46,13 @@ def test_validation_in_shares_is_trainers_own(tmp_path, objective, options, batc
     assert trainer.evaluate()["eval_loss"] == loss, "the masks of validation never change"
 
 
+@pytest.mark.parametrize("objective", ["next_pixel", "masked"])
+def test_training_leaves_the_cache_of_the_config_on(tmp_path, objective):
+    trainer, _ = trainer_of(objective, tmp_path / "run", 20)
+    trainer.save_model(tmp_path / "model")
+    assert ImageGPTConfig.from_pretrained(tmp_path / "model").use_cache
+
+
 def test_masks_follow_the_options(tmp_path):
     losses = [
         trainer_of("masked", tmp_path, 20, **options)[0].evaluate()["eval_loss"]
@@ -60,3 +69,22 @@ def test_final_figures_of_each_objective(tmp_path):
         metrics = validation_metrics(trainer.model, token_dataset().tokens, options)
         assert metrics["mask_rate"] == stated and "nats_per_token" not in metrics
         assert metrics["bound_nats_per_token"] > 0 and metrics["masked_nats_per_token"] > 0
+
+
+def image_run(**options):
+    """A processor with a centre crop, and the training images of random crops of the same size."""
+    images = load_images("digits", max_images=10)
+    palette = [[0, 0, 0], [128, 128, 128], [255, 255, 255]]
+    options = {"size": 4, "palette": palette, "do_center_crop": True, "crop_size": 6, "resample": 0} | options
+    processor = IGPTImageProcessor(**options)
+    arguments = PretrainArguments(augmentation="random_resized_crop", crop_size=6)
+    return processor, _train_dataset(arguments, images, processor, None)
+
+
+def test_random_crops_have_the_size_and_the_filter_of_the_processor():
+    processor, dataset = image_run()
+    assert (dataset.crop_size, dataset.shorter_side) == (6, (7, 10))
+    assert dataset.processor.resample == processor.resample == 0 and not dataset.processor.do_center_crop
+    assert dataset[0]["input_ids"].shape == (16,)
+    with pytest.raises(ValueError, match="has no centre crop. Fit one with `crop_size`"):
+        image_run(do_center_crop=False, crop_size=None)

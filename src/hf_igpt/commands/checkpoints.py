@@ -32,7 +32,12 @@ def load_checkpoint(
 
     if (Path(name_or_path) / MANIFEST).is_file():
         verify_folder(name_or_path)
-    is_causal = ImageGPTConfig.from_pretrained(name_or_path).is_causal
+    try:
+        is_causal = ImageGPTConfig.from_pretrained(name_or_path).is_causal
+    except OSError as error:
+        if not Path(name_or_path).is_dir():
+            raise ValueError(f"{name_or_path} is no checkpoint folder, and no model on the Hub: {error}") from error
+        raise
     head = ImageGPTForCausalImageModeling if is_causal else ImageGPTForMaskedImageModeling
     model = head.from_pretrained(name_or_path).eval()
     processor = IGPTImageProcessor.from_pretrained(name_or_path)

@@ -4,6 +4,7 @@ mask rate and by an upper bound on the negative log-likelihood; beside a uniform
 hf-igpt evaluate --model outputs/digits/model
 """
 
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -96,6 +97,7 @@ def _score(arguments, model, tokens, folder, made_from, state) -> None:
     from hf_igpt.storage import staged_folder
 
     split, masks = tokens[arguments.split], _mask_options(arguments, model)
+    started = time.perf_counter()
     share = -(-len(split) // state.num_processes) * (2 if masks else 1)
     with tqdm(total=share, desc=f"Scoring {arguments.split}", disable=not state.is_main_process) as bar:
         options = {"batch_size": arguments.batch_size, "progress": bar.update}
@@ -114,6 +116,7 @@ def _score(arguments, model, tokens, folder, made_from, state) -> None:
             staged,
             metrics=metrics,
             arguments=asdict(arguments),
+            wall_seconds=time.perf_counter() - started,
             model_sha256=made_from["model"],
             seeds={"masks": masks["seed"]} if masks else None,
         )

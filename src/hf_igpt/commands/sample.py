@@ -3,6 +3,7 @@
 hf-igpt sample --model outputs/digits/model
 """
 
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def _main(argv: list[str] | None) -> None:
         raise ValueError("`num_samples` and `num_completions` are both 0: there is nothing to draw.")
     if arguments.mask is not None and arguments.rows_kept is not None:
         raise ValueError("`mask` and `rows_kept` both say what is drawn: give one of them.")
-    import torch
+    device = _device(arguments.device)
 
     from hf_igpt.commands.checkpoints import beside, load_checkpoint
     from hf_igpt.results import print_results, read_results, write_results
@@ -82,10 +83,7 @@ def _main(argv: list[str] | None) -> None:
         made_from["mask"] = _digest(region)
     if not is_finished(folder, made_from):
         check_writable(folder.parent)
-        device = arguments.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        model = model.to(device)
+        model, started = model.to(device), time.perf_counter()
         with staged_folder(folder, overwrite=True) as staged:
             if arguments.num_samples:
                 _draw_samples(arguments.num_samples, model, processor, staged / "samples.png", settings)
@@ -93,9 +91,31 @@ def _main(argv: list[str] | None) -> None:
                 picture = staged / ("completions.png" if arguments.mask is None else "inpainted.png")
                 _draw_completions(given, region, arguments.completions_per_image, model, processor, picture, settings)
             write_stage(staged, made_from)
-            seeds = {"seed": arguments.seed}
-            write_results(staged, metrics={}, seeds=seeds, arguments=asdict(arguments), model_sha256=digest)
+            write_results(
+                staged,
+                metrics={},
+                seeds={"seed": arguments.seed},
+                arguments=asdict(arguments),
+                wall_seconds=time.perf_counter() - started,
+                model_sha256=digest,
+            )
     print_results(read_results(folder))
+
+
+def _device(name: str) -> str:
+    """
+    Raises:
+        ValueError: there is no such device.
+    """
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if there["cuda"] else "cpu"
+    if not there[name]:
+        found = ", ".join(device for device, is_there in there.items() if is_there)
+        raise ValueError(f"`device` {name!r} is not there: this machine has {found}.")
+    return name
 
 
 def _settings(arguments: SampleArguments, model) -> dict:

@@ -51,13 +51,16 @@ def find_label_column(features: "Features", label_column: str | None = None) -> 
     Raises:
         ValueError: If it is missing or ambiguous; lists the columns.
     """
+    from datasets import ClassLabel, Image
+
     if label_column == "none":
         return None
     if label_column is not None:
         if label_column not in features:
             raise ValueError(f"`label_column` {label_column!r} is not a column. Columns: {_described(features)}.")
+        if isinstance(features[label_column], Image):
+            raise ValueError(f"`label_column` {label_column!r} holds images. Columns: {_described(features)}.")
         return label_column
-    from datasets import ClassLabel
 
     classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
     classes = classes or [name for name in features if name in LABEL_NAMES]

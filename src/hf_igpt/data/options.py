@@ -25,9 +25,9 @@ class ImageOptions:
     train_split: str = option("train", "the data set's own name of its training split")
     validation_split: str | None = option(None, "its validation split; found where there is one, 'none' ignores it")
     test_split: str | None = option(None, "its test split; 'test' where there is one")
-    validation_fraction: float = option(
-        0.1,
-        "share of train held out where there is no validation split",
+    validation_fraction: float | None = option(
+        None,
+        "share of train held out where there is no validation split; by default 0.1",
         above=0,
         high=0.9,
         only_if=("fold_validation", not_),

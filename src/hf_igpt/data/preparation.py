@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_igpt.data.code_version import code_version
 from hf_igpt.stages import is_finished, write_stage
 from hf_igpt.storage import PARTIAL
 
@@ -58,6 +59,7 @@ def prepare_palette(
         "crop_size": crop_size,
         "seed": seed,
         "skip_damaged": skip_damaged,
+        "code": code_version(),
     }
     if is_finished(folder, made_from):
         return IGPTImageProcessor.from_pretrained(folder)
@@ -97,6 +99,7 @@ def prepare_tokens(
         "columns": [source.image_column, source.label_column],
         "tokens": token_record(processor),
         "skip_damaged": skip_damaged,
+        "code": code_version(),
     }
     if is_finished(folder, made_from):
         return load_tokens(folder)

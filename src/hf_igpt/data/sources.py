@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# The paper's for CIFAR and STL-10 (section 3.1).
+VALIDATION_FRACTION = 0.1
+
 
 @dataclass
 class ImageSource:
@@ -72,7 +75,7 @@ def load_images(
     train_split: str = "train",
     validation_split: str | None = None,
     test_split: str | None = None,
-    validation_fraction: float = 0.1,
+    validation_fraction: float | None = None,
     test_fraction: float | None = None,
     fold_validation: bool = False,
     seed: int = 0,
@@ -97,7 +100,8 @@ def load_images(
             it.
         test_split: Its test split, defaults to "test" where there is one. ImageNet's test images have no public
             labels: there, choose "validation".
-        validation_fraction: Share of train that becomes validation where there is none, between 0 and 1.
+        validation_fraction: Share of train that becomes validation where there is none, between 0 and 1, by default
+            0.1.
         test_fraction: Share of train that becomes the test split where there is none; by default there is none then.
         fold_validation: Put validation back into train (after tuning, before the test split is read).
         seed: Seed of the splits and of `max_images`.
@@ -117,7 +121,7 @@ def load_images(
     features = splits["train"].features
     image, label = find_image_column(features, image_column), find_label_column(features, label_column)
     fractions = {"test": test_fraction, "validation": None if fold_validation else validation_fraction}
-    splits, notes = _complete(splits, fractions, seed, image)
+    splits, notes = _complete(splits, fractions, fold_validation, seed, image)
     if fold_validation:
         splits["train"] = fold(splits["train"], splits.pop("validation", None))
         notes.append("Validation is part of train.")
@@ -147,12 +151,15 @@ def load_images(
 
 
 def _complete(
-    splits: dict[str, Any], fractions: dict[str, float | None], seed: int, image_column: str
+    splits: dict[str, Any], fractions: dict[str, float | None], fold_validation: bool, seed: int, image_column: str
 ) -> tuple[dict[str, Any], list[str]]:
     """Cuts the splits that are missing off train, and says so."""
     notes = []
-    if "test" in splits and fractions["test"] is not None:
-        raise ValueError(f"`test_fraction` {fractions['test']} has no use: there is a test split already.")
+    for role, fraction in fractions.items():
+        if role in splits and fraction is not None:
+            raise ValueError(f"`{role}_fraction` {fraction} has no use: there is a {role} split already.")
+    if not fold_validation and fractions["validation"] is None:
+        fractions = fractions | {"validation": VALIDATION_FRACTION}
     for role, fraction in fractions.items():
         if role not in splits and fraction is not None:
             splits["train"], splits[role] = cut(splits["train"], role, fraction, seed, image_column)

@@ -88,9 +88,9 @@ def limit(split: Any, role: str, max_images: int | None, seed: int) -> Any:
     return split.select(np.sort(order[:max_images]))
 
 
-def check_fractions(validation: float, test: float | None, max_images: int | None) -> None:
+def check_fractions(validation: float | None, test: float | None, max_images: int | None) -> None:
     """Raises ValueError for sizes that no data set could satisfy."""
-    if not 0 < validation < 1:
+    if validation is not None and not 0 < validation < 1:
         raise ValueError(
             f"`validation_fraction` must lie between 0 and 1, got {validation}; "
             "to train on all images set `fold_validation`."

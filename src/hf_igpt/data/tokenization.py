@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_igpt.data.code_version import code_version
 from hf_igpt.data.columns import damage_message, damaged_row, find_image_column, find_label_column, read_image
 from hf_igpt.data.sources import ImageSource
 from hf_igpt.data.token_store import token_record, write_record
@@ -236,25 +237,8 @@ def _features(record: dict[str, Any], images: "Features", label_column: str | No
 
 def _fingerprint(images: "Dataset", record: dict[str, Any], *settings: Any) -> str:
     """Key of the cache. `datasets` would hash our functions by name and bring back old tokens after an upgrade."""
-    import PIL
-
-    parts = [images._fingerprint, record, settings, PIL.__version__, _code_hash()]
+    parts = [images._fingerprint, record, settings, code_version()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _code_hash() -> str:
-    digest = hashlib.sha256()
-    for path in _code_files():
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _code_files() -> list[Path]:
-    from hf_igpt import image_processing_igpt, image_reading_igpt, palette_igpt
-    from hf_igpt.data import columns
-
-    modules = (image_processing_igpt, image_reading_igpt, palette_igpt, columns)
-    return [Path(__file__), *(Path(str(module.__file__)) for module in modules)]
 
 
 def _cache_file(fingerprint: str) -> str | None:

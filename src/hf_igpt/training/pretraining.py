@@ -46,11 +46,12 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
     with holding:
         source, processor, tokens = _prepare(arguments, folder, state)
         trainer = _build_trainer(arguments, source, processor, tokens)
-        _train(trainer)
+        resumed_from = _train(trainer)
         trainer.save_model(folder / MODEL)
         metrics = _metrics(trainer, arguments, tokens)
         if state.is_main_process:
-            results = _write(arguments, trainer, tokens, metrics, time.perf_counter() - started)
+            session = {"wall_seconds": time.perf_counter() - started, "resumed_from": resumed_from}
+            results = _write(arguments, trainer, tokens, metrics, session)
     state.wait_for_everyone()
     return _announce(results, state.is_main_process)
 
@@ -73,6 +74,24 @@ def _check(arguments: "PretrainArguments") -> None:
         raise ValueError(
             "`augmentation: random_resized_crop` reads the images again in every epoch: `streaming` and "
             "`skip_damaged` must be off."
+        )
+    elif arguments.palette is None and arguments.crop_size is None:
+        raise ValueError(
+            "`augmentation: random_resized_crop` needs `crop_size`, the side of the crops in pixels, 224 in the paper."
+        )
+    _check_backend(arguments.attn_implementation)
+
+
+def _check_backend(name: str) -> None:
+    import torch
+    from transformers.utils import is_flash_attn_2_available
+
+    has_gpu = torch.cuda.is_available() and not use_cpu()
+    if name in ("flash_attention_2", "flex_attention") and not has_gpu:
+        raise ValueError(f"`attn_implementation: {name}` trains on a GPU only, and there is none. Take sdpa.")
+    if name == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError(
+            "`attn_implementation: flash_attention_2` needs the package flash-attn. Install it, or take sdpa."
         )
 
 
@@ -209,13 +228,22 @@ def _train_dataset(arguments: "PretrainArguments", source: Any, processor: Any, 
             seed=arguments.seed,
             padding=arguments.augmentation_padding,
         )
+    if not processor.do_center_crop:
+        raise ValueError(
+            "`augmentation: random_resized_crop` trains on crops, so validation images must be cropped too: the image "
+            f"processor in {arguments.palette} has no centre crop. Fit one with `crop_size`."
+        )
+    crop_size = processor.crop_size["height"]
     return ImageTokenDataset(
         source.split("train"),
         # The crops are drawn here, so the processor's own crop must not come on top.
-        type(processor)(size=processor.size, palette=processor.palette),
+        type(processor)(size=processor.size, palette=processor.palette, resample=processor.resample),
         image_column=source.image_column,
         label_column="none",
         seed=arguments.seed,
+        # The paper's 256 to 384 pixels for a crop of 224.
+        shorter_side=(round(crop_size * 256 / 224), round(crop_size * 384 / 224)),
+        crop_size=crop_size,
         image_roots=source.image_roots,
     )
 
@@ -249,7 +277,8 @@ def _training_arguments(arguments: "PretrainArguments", num_images: int) -> "Tra
         max_grad_norm=arguments.max_grad_norm,
         torch_compile=arguments.torch_compile,
         dataloader_num_workers=arguments.dataloader_num_workers,
-        dataloader_persistent_workers=arguments.dataloader_num_workers > 0,
+        # Workers that stay alive draw from the global generator once, a resumed run once more: dropout would differ.
+        dataloader_persistent_workers=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         use_cpu=use_cpu(),
         remove_unused_columns=False,
@@ -305,11 +334,13 @@ def _trackers(report_to: str) -> list[str]:
     return [report_to]
 
 
-def _train(trainer: "IGPTTrainer") -> None:
+def _train(trainer: "IGPTTrainer") -> str | None:
+    """Trains to the end and returns the name of the checkpoint that it went on from."""
     from hf_igpt.training.errors import TrainingStopped, is_out_of_memory
 
+    checkpoint = trainer.newest_checkpoint()
     try:
-        trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
+        trainer.train(resume_from_checkpoint=checkpoint)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -319,6 +350,7 @@ def _train(trainer: "IGPTTrainer") -> None:
             f"{max(1, now // 2)}` (the images of a step stay the same) or `--gradient_checkpointing`; in validation "
             f"a `--per_device_eval_batch_size` below {in_validation}. {error}"
         ) from error
+    return checkpoint and checkpoint.name
 
 
 def _metrics(trainer: "IGPTTrainer", arguments: "PretrainArguments", tokens: "DatasetDict") -> dict[str, Any]:
@@ -347,11 +379,12 @@ def _write(
     trainer: "IGPTTrainer",
     tokens: "DatasetDict",
     metrics: dict[str, Any],
-    seconds: float,
+    session: dict[str, Any],
 ) -> dict[str, Any]:
     from hf_igpt.data.token_store import tokens_info
     from hf_igpt.plots import save_loss_curve
     from hf_igpt.results import write_results
+    from hf_igpt.training.throughput import training_seconds
 
     validation = metrics.get("validation", {})
     references = {"unigram": validation["unigram_nats_per_token"]} if validation else {}
@@ -361,7 +394,9 @@ def _write(
         metrics=metrics,
         seeds={"seed": arguments.seed, "split_seed": arguments.split_seed},
         arguments=asdict(arguments),
-        wall_seconds=seconds,
+        # `wall_seconds` are those of this session, `training_seconds` count sessions before an interruption too.
+        training_seconds=training_seconds(trainer.state.log_history, arguments.total_batch_size),
+        **session,
         processes=trainer.args.world_size,
         skipped=tokens_info(tokens)["skipped"],
         palette_hash=trainer.processing_class.palette_hash,

@@ -1,9 +1,24 @@
 """Throughput of a training run, for its log."""
 
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from hf_igpt.configuration_igpt import ImageGPTConfig
 from hf_igpt.training.cost import training_flops
+
+
+def training_seconds(log_history: Sequence[dict[str, Any]], images_per_step: int) -> float | None:
+    """
+    Time that a whole run's optimizer steps took, over all its sessions, from the rates in Trainer's log; without
+    validation, samples and saving. None where nothing was logged.
+    """
+    seconds, before = None, 0
+    for entry in log_history:
+        if "images_per_second" in entry:
+            seconds = (seconds or 0.0) + (entry["step"] - before) * images_per_step / entry["images_per_second"]
+            before = entry["step"]
+    return seconds
 
 
 class Throughput:

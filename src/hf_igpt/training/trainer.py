@@ -11,7 +11,7 @@ What differs from Trainer, and why:
   0.0 and goes on). `logging_nan_inf_filter` is therefore always off.
 - The training arguments are saved as JSON without secrets (Trainer pickles them with the Hub token in clear).
 
-It relies on these methods of Trainer beside the public ones, the same in transformers 5.17 to 5.23: `_save_checkpoint`
+It relies on these methods of Trainer beside the public ones, the same in transformers 5.18 to 5.24: `_save_checkpoint`
 (builds its paths from `_get_output_dir`), `_save`, `_get_grad_norm` (called once before each optimizer step),
 `_load_best_model`, `_run_epoch`, `_finalize_training` and `_get_train_sampler`.
 """
@@ -95,7 +95,11 @@ class IGPTTrainer(Trainer):
             raise ValueError(
                 "`push_to_hub` must be off: publish the finished checkpoint afterwards with `hf-igpt push_to_hub`."
             )
+        use_cache = getattr(getattr(model, "config", None), "use_cache", None)
         super().__init__(model, args, **kwargs)
+        if use_cache is not None:
+            # Trainer turns it off, and checkpoints would be saved so; our models make no cache in training anyway.
+            self.model.config.use_cache = use_cache
         self.args.logging_nan_inf_filter = False
         self.throughput = throughput
 
