@@ -78,6 +78,26 @@ def benchmarks_table() -> str:
     return "\n".join([*rows, "", note])
 
 
+def decoding_table() -> str:
+    """Samples of the masked digits model against the number of passes."""
+    results = read_results(RESULTS / "digits-decoding-steps.json")
+    rows = [
+        "| images | Fréchet distance | nats/token under the next-pixel model | ms an image |",
+        "|---|---|---|---|",
+    ]
+    for name, row in results["metrics"]["rows"].items():
+        seconds = row["seconds_per_image"]
+        time = "" if seconds is None else f"{1000 * seconds:.1f}"
+        rows.append(f"| {name} | {row['frechet_distance']:.3f} | {row['judge_nats_per_token']:.3f} | {time} |")
+    note = (
+        f"Over {results['arguments']['images']} drawn images. The Fréchet distance compares their pixels with those "
+        "of held-out images, lower is better. The best nats/token are those of the held-out images: more is noise, "
+        "less is sameness. [decoding_steps.py](benchmarks/decoding_steps.py), "
+        "[JSON](docs/results/digits-decoding-steps.json)."
+    )
+    return "\n".join([*rows, "", note])
+
+
 def _times(ratio: float) -> str:
     return f"{ratio:.2f} times faster" if ratio < 10 else f"{ratio:,.0f} times faster"
 
@@ -90,7 +110,8 @@ def _row(work: str, figure: str, results: dict[str, Any]) -> str:
 
 def render(text: str) -> str:
     """The README with its tables filled in."""
-    for name, table in (("results", results_table()), ("benchmarks", benchmarks_table())):
+    tables = {"results": results_table(), "decoding-steps": decoding_table(), "benchmarks": benchmarks_table()}
+    for name, table in tables.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         text, count = pattern.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
         if count != 1:
