@@ -9,7 +9,7 @@ from transformers import DynamicCache, GenerationConfig, StaticCache, WatermarkD
 from transformers.generation import SynthIDTextWatermarkingConfig
 
 from hf_igpt import ImageGPTForCausalImageModeling
-from hf_igpt.modeling_igpt import CACHE_NAME
+from hf_igpt.causal_generation_igpt import CACHE_NAME
 
 
 START = 10  # of the tiny model

@@ -5,6 +5,7 @@ import json
 import pickle
 import tracemalloc
 
+import dill
 import numpy as np
 import pytest
 import torch
@@ -516,7 +517,6 @@ def test_a_native_processor_keeps_its_own_class(tmp_path):
 
 def test_pickles_are_small_and_the_same_before_and_after_use():
     """What `datasets` fingerprints and DataLoader workers are sent."""
-    dill = pytest.importorskip("dill")
     processor = make_processor()
     before = pickle.dumps(processor), dill.dumps(processor)
     tokens = tokens_of(processor, random_pixels(1, 4, 6))

@@ -168,6 +168,12 @@ def test_labels_that_are_no_values_are_refused(labels):
         tiny_masked()(input_ids=random_tokens(tiny_config()), labels=labels)
 
 
+def test_labels_have_the_shape_of_the_tokens():
+    tokens = random_tokens(tiny_config())
+    with pytest.raises(ValueError, match=r"`labels` must have the shape of the input \[2, 12\], got \[2, 11\]"):
+        tiny_masked()(input_ids=tokens, labels=tokens[:, 1:])
+
+
 def test_tokens_must_be_given():
     with pytest.raises(ValueError, match="`input_ids` must be given"):
         tiny_masked()(labels=random_tokens(tiny_config()))

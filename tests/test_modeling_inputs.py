@@ -10,7 +10,7 @@ from transformers import StaticCache
 from transformers.utils.logging import warning_once
 
 from hf_igpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTModel
-from hf_igpt.modeling_igpt import CACHE_NAME
+from hf_igpt.causal_generation_igpt import CACHE_NAME
 
 
 @contextlib.contextmanager
@@ -219,7 +219,7 @@ def test_labels_beside_input_ids_give_transformers_shifted_loss_and_warn_without
 def test_labels_beside_input_ids_have_their_shape():
     model = tiny_causal()
     ids = with_start(model.config, random_tokens(model.config))
-    with pytest.raises(ValueError, match=r"must have their shape \[2, 12\], got \[2, 11\]"):
+    with pytest.raises(ValueError, match=r"must have the shape of the input \[2, 12\], got \[2, 11\]"):
         model(input_ids=ids, labels=ids[:, 1:])
 
 

@@ -8,6 +8,16 @@ from .configuration_igpt import ImageGPTConfig
 def check_tokens(
     name: str, tokens: torch.LongTensor, config: ImageGPTConfig, with_start: bool = False, ignored: int | None = None
 ) -> None:
+    """
+    Args:
+        name: the argument that the message names.
+        with_start: whether the start token is among the ids allowed.
+        ignored: an id outside the range that is allowed all the same.
+
+    Raises:
+        ValueError: tokens that aren't int32 or int64 of shape (B, T), or, on a CPU, an id out of range (with its
+            place).
+    """
     if tokens.dim() != 2 or tokens.dtype not in (torch.int64, torch.int32) or tokens.numel() == 0:
         raise ValueError(
             f"`{name}` must be int64 of shape (images, tokens), none of them 0, got {tokens.dtype} of shape "

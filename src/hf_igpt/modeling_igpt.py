@@ -13,9 +13,8 @@ It differs from GPT-2 in (lines of openai/image-gpt, src/model.py):
 Shapes: B images, T tokens in raster order, C width, H heads, D head size, V token values.
 """
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +23,7 @@ from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.generation import GenerationConfig, GenerationMixin, PromptLookupCandidateGenerator
+from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -38,6 +37,7 @@ from transformers.utils import can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .causal_generation_igpt import CACHE_NAME, ImageGenerationMixin, one_cache, paper_generation_config
 from .checkpoint_igpt import read_state_dict, refuse_other_sizes
 from .checks_igpt import check_mask, check_tokens
 from .configuration_igpt import ImageGPTConfig
@@ -48,10 +48,6 @@ from .native_igpt import native_state_dict_to_igpt
 
 
 logger = logging.get_logger(__name__)
-
-# transformers 5.24 renamed `past_key_values` to `cache`, in what `generate` passes too. Our models take both names;
-# their outputs carry the one that the installed version reads.
-CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 # What `from_pretrained` takes to find files, for reading a config or weights beside it.
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -370,7 +366,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         if bool_masked_pos is not None:
             check_mask(bool_masked_pos, inputs_embeds.shape[:2], self.config)
             inputs_embeds = inputs_embeds.masked_fill(bool_masked_pos.unsqueeze(-1), 0)
-        cache = _one_cache(cache, past_key_values)
+        cache = one_cache(cache, past_key_values)
         if use_cache and self.config.is_causal and not self.training and cache is None:
             cache = DynamicCache(config=self.config)
         past_length = cache.get_seq_length() if cache is not None else 0
@@ -448,7 +444,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         return self.h[layer].ln_1(outputs.hidden_states[layer]).mean(dim=1)
 
 
-class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
+class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGenerationMixin, GenerationMixin):
     """Next-pixel Image GPT: the likelihood of an image, token by token in raster order, and its sampler."""
 
     _required_direction = True
@@ -464,7 +460,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         self.transformer = ImageGPTModel(config)
         self.lm_head = _linear(config.hidden_size, config.num_values, False, 0.0)
         self.post_init()
-        self.generation_config = _paper_generation_config(config)
+        self.generation_config = paper_generation_config(config)
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
@@ -501,7 +497,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         Raises:
             ValueError: labels outside [0, V), the start token among them, or more tokens than the grid has.
         """
-        cache = _one_cache(cache, past_key_values)
+        cache = one_cache(cache, past_key_values)
         if input_ids is None and inputs_embeds is None and labels is not None:
             is_given = any(option is not None for option in (attention_mask, position_ids, cache))
             if is_given or use_cache or not (isinstance(logits_to_keep, int) and logits_to_keep == 0):
@@ -531,11 +527,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             self._warn_without_start_token(input_ids)
-            if labels.shape != outputs.last_hidden_state.shape[:2]:
-                raise ValueError(
-                    f"`labels` beside `input_ids` must have their shape {list(outputs.last_hidden_state.shape[:2])}, "
-                    f"got {list(labels.shape)}."
-                )
+            _check_shape("labels", labels, outputs.last_hidden_state.shape[:2])
             check_tokens("labels", labels[:, 1:], self.config, ignored=-100)
             loss = mean_cross_entropy(logits[:, :-1], labels[:, 1:], num_items_in_batch)
         return CausalLMOutputWithPast(
@@ -549,53 +541,6 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, GenerationMixin):
     def pooled_features(self, tokens: torch.LongTensor, layer: int | None = None, **kwargs) -> torch.Tensor:
         """See [`ImageGPTModel.pooled_features`]."""
         return self.transformer.pooled_features(tokens, layer, **kwargs)
-
-    @staticmethod
-    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values=None, cache=None, **kwargs):
-        """The mask for a static cache. transformers' own asks for `layer_types`, which only windowed models have."""
-        return create_causal_mask(config, inputs_embeds, attention_mask, _one_cache(cache, past_key_values))
-
-    def compute_transition_scores(self, sequences, scores, beam_indices=None, normalize_logits=False):
-        """As in transformers."""
-        with self._values_as_vocabulary():
-            return super().compute_transition_scores(sequences, scores, beam_indices, normalize_logits)
-
-    def _validate_generated_length(self, generation_config, *args, **kwargs):
-        # A too long request would otherwise fail only after the whole grid has been sampled.
-        limit = self.config.n_positions + 1
-        if generation_config.max_length > limit:
-            raise ValueError(
-                f"`max_length` must be at most {limit}, the start token and the {limit - 1} tokens of an image, got "
-                f"{generation_config.max_length} (or as many by `max_new_tokens`)."
-            )
-        super()._validate_generated_length(generation_config, *args, **kwargs)
-
-    def _get_logits_processor(self, *args, **kwargs):
-        # The encoder penalties look up the logits of every prompt token; the start token has none.
-        prompt = kwargs.get("encoder_input_ids")
-        if prompt is not None and prompt.dim() == 2 and not prompt.is_floating_point():
-            kwargs["encoder_input_ids"] = prompt[:, 1:]
-        with self._values_as_vocabulary():
-            return super()._get_logits_processor(*args, **kwargs)
-
-    def _get_candidate_generator(self, *args, **kwargs):
-        with self._values_as_vocabulary():
-            generator = super()._get_candidate_generator(*args, **kwargs)
-        if isinstance(generator, PromptLookupCandidateGenerator):
-            # It proposes tokens past the end of the image.
-            propose, limit = generator.get_candidates, self.config.n_positions
-            generator.get_candidates = lambda input_ids, **_: (propose(input_ids)[0][:, :limit], None)
-        return generator
-
-    @contextlib.contextmanager
-    def _values_as_vocabulary(self) -> Iterator[None]:
-        # These parts of `generate` size their tensors by `config.vocab_size`; the logits have one column fewer.
-        vocab_size = self.config.vocab_size
-        self.config.vocab_size = self.config.num_values
-        try:
-            yield
-        finally:
-            self.config.vocab_size = vocab_size
 
     def _warn_without_start_token(self, input_ids: torch.LongTensor | None) -> None:
         if input_ids is None or torch.compiler.is_compiling():
@@ -658,6 +603,7 @@ class ImageGPTForMaskedImageModeling(ImageGPTPreTrainedModel):
         if labels is not None or bool_masked_pos is not None:
             labels = input_ids if labels is None else labels
             check_tokens("labels", labels, self.config)
+            _check_shape("labels", labels, input_ids.shape)
             loss = masked_cross_entropy(logits, labels, _mask_or_none_hidden(bool_masked_pos, input_ids))
             loss = share(loss, labels, num_items_in_batch)
         return MaskedLMOutput(
@@ -671,14 +617,7 @@ class ImageGPTForMaskedImageModeling(ImageGPTPreTrainedModel):
         bool_masked_pos: torch.BoolTensor | None = None,
         *,
         num_return_sequences: int = 1,
-        num_steps: int | None = None,
-        order: str = "random",
-        schedule: str = "cosine",
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        choice_temperature: float | None = None,
-        generator: torch.Generator | None = None,
+        **decoding,
     ) -> torch.LongTensor:
         """
         Draws whole images, or the hidden pixels of given ones. Call `.eval()` first, or dropout stays on.
@@ -687,8 +626,9 @@ class ImageGPTForMaskedImageModeling(ImageGPTPreTrainedModel):
             input_ids: tokens of given images, of shape (B, T). What stands under the mask is not read.
             bool_masked_pos: True where a pixel is to be drawn, of shape (B, T).
             num_return_sequences: images to draw, for each of the given ones where there are any.
-            num_steps, order, schedule, temperature, top_k, top_p, choice_temperature, generator: see
-                [`iterative_decode`]. By default exact draws from the model, which take one pass for every pixel.
+            decoding: `num_steps`, `order`, `schedule`, `temperature`, `top_k`, `top_p`, `choice_temperature`,
+                `generator`, see [`iterative_decode`]. By default exact draws from the model, which take one pass for
+                every pixel.
 
         Returns:
             Tokens of shape (num_return_sequences, T), or of given images (B * num_return_sequences, T), those of one
@@ -712,14 +652,7 @@ class ImageGPTForMaskedImageModeling(ImageGPTPreTrainedModel):
             self,
             input_ids.repeat_interleave(num_return_sequences, dim=0),
             bool_masked_pos.repeat_interleave(num_return_sequences, dim=0),
-            num_steps=num_steps,
-            order=order,
-            schedule=schedule,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            choice_temperature=choice_temperature,
-            generator=generator,
+            **decoding,
         )
 
     def pooled_features(self, tokens: torch.LongTensor, layer: int | None = None, **kwargs) -> torch.Tensor:
@@ -829,14 +762,13 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
             )
 
 
+def _check_shape(name: str, tokens: torch.Tensor, shape: torch.Size) -> None:
+    if tokens.shape != shape:
+        raise ValueError(f"`{name}` must have the shape of the input {list(shape)}, got {list(tokens.shape)}.")
+
+
 def _mask_or_none_hidden(bool_masked_pos: torch.BoolTensor | None, tokens: torch.LongTensor) -> torch.BoolTensor:
     return torch.zeros_like(tokens, dtype=torch.bool) if bool_masked_pos is None else bool_masked_pos
-
-
-def _one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    if cache is not None and past_key_values is not None:
-        raise ValueError("`cache` and `past_key_values` are one argument under two names: give only one.")
-    return past_key_values if cache is None else cache
 
 
 def _resolve_layer(config: ImageGPTConfig, layer: int | None) -> int:
@@ -845,18 +777,6 @@ def _resolve_layer(config: ImageGPTConfig, layer: int | None) -> int:
     if not 0 <= layer <= config.num_hidden_layers:
         raise ValueError(f"`layer` must be from 0 to {config.num_hidden_layers}, got {layer}.")
     return layer
-
-
-def _paper_generation_config(config: ImageGPTConfig) -> GenerationConfig:
-    """Plain sampling of a whole image at temperature 1, as in the paper; transformers' default of top-k 50 is not."""
-    return GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_length=config.n_positions + 1,
-        bos_token_id=config.start_token_id,
-    )
 
 
 __all__ = [

@@ -48,18 +48,15 @@ def token_dataset() -> TokenDataset:
     return TokenDataset(rows, num_values=NUM_VALUES, grid=(SIDE, SIDE))
 
 
+def run_config(**overrides) -> ImageGPTConfig:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return ImageGPTConfig(vocab_size=NUM_VALUES + 1, image_size=SIDE, **sizes, **overrides)
+
+
 def random_model() -> ImageGPTForCausalImageModeling:
     """A tiny model with every weight random, and with dropout, so that the random state matters."""
     torch.manual_seed(0)
-    config = ImageGPTConfig(
-        vocab_size=NUM_VALUES + 1,
-        image_size=SIDE,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        resid_pdrop=0.2,
-    )
-    model = ImageGPTForCausalImageModeling(config)
+    model = ImageGPTForCausalImageModeling(run_config(resid_pdrop=0.2))
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.2)
     return model

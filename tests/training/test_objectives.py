@@ -1,7 +1,7 @@
 """One path for both objectives: what they validate with is what they train on."""
 
 import pytest
-from fault_harness import NUM_VALUES, SIDE, token_dataset
+from fault_harness import run_config, token_dataset
 from tiny_models import randomize_
 from transformers import TrainingArguments
 
@@ -15,14 +15,7 @@ from hf_igpt.training.trainer import IGPTTrainer
 
 def trainer_of(objective: str, folder, batch: int, **arguments) -> tuple[IGPTTrainer, PretrainArguments]:
     options = PretrainArguments(objective=objective, **arguments)
-    config = ImageGPTConfig(
-        vocab_size=NUM_VALUES + 1,
-        image_size=SIDE,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        is_causal=objective == "next_pixel",
-    )
+    config = run_config(is_causal=objective == "next_pixel")
     settings = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "remove_unused_columns": False}
     trainer = IGPTTrainer(
         randomize_(model_class(config)(config)).double(),

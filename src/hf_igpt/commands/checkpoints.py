@@ -22,23 +22,18 @@ def load_checkpoint(
     Raises:
         ValueError: the folder is damaged, or palette and model do not fit.
     """
-    from hf_igpt import (
-        IGPTImageProcessor,
-        ImageGPTConfig,
-        ImageGPTForCausalImageModeling,
-        ImageGPTForMaskedImageModeling,
-    )
+    from hf_igpt import IGPTImageProcessor, ImageGPTConfig
     from hf_igpt.storage import MANIFEST, verify_folder
+    from hf_igpt.training.objectives import model_class
 
     if (Path(name_or_path) / MANIFEST).is_file():
         verify_folder(name_or_path)
     try:
-        is_causal = ImageGPTConfig.from_pretrained(name_or_path).is_causal
+        head = model_class(ImageGPTConfig.from_pretrained(name_or_path))
     except OSError as error:
         if not Path(name_or_path).is_dir():
             raise ValueError(f"{name_or_path} is no checkpoint folder, and no model on the Hub: {error}") from error
         raise
-    head = ImageGPTForCausalImageModeling if is_causal else ImageGPTForMaskedImageModeling
     model = head.from_pretrained(name_or_path).eval()
     processor = IGPTImageProcessor.from_pretrained(name_or_path)
     if processor.num_colors != model.config.num_values or processor.grid != model.config.grid:

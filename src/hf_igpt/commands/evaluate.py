@@ -63,20 +63,24 @@ def _main(argv: list[str] | None) -> None:
     folder = Path(arguments.output_dir or beside(arguments.model, f"evaluation-{arguments.split}"))
     # The baselines come from train.
     fingerprints = {name: tokens[name]._fingerprint for name in ("train", arguments.split)}
-    made_from = {"model": digest, "split": arguments.split, "tokens": fingerprints} | _mask_options(arguments, model)
+    masks = _mask_options(arguments, model)
+    made_from = {"model": digest, "split": arguments.split, "tokens": fingerprints, **masks}
     done = is_finished(folder, made_from)
     state.wait_for_everyone()
     if not done:
         if state.is_main_process:
             check_writable(folder.parent)
-        _score(arguments, model.to(state.device), tokens, folder, made_from, state)
+        _score(arguments, model.to(state.device), tokens, folder, made_from, masks, state)
     if state.is_main_process:
         print_results(read_results(folder))
 
 
 def _mask_options(arguments: EvaluateArguments, model) -> dict[str, float | int]:
     """The options of masks with their defaults; none for a next-pixel model, which can't use them."""
-    defaults = {"mask_rate": 0.15, "num_masks": 8, "seed": 0}
+    from hf_igpt.data.masking import PAPER_RATE
+    from hf_igpt.evaluation.masked import NUM_MASKS
+
+    defaults = {"mask_rate": PAPER_RATE, "num_masks": NUM_MASKS, "seed": 0}
     given = {name: getattr(arguments, name) for name in defaults if getattr(arguments, name) is not None}
     if not model.config.is_causal:
         return defaults | given
@@ -87,7 +91,7 @@ def _mask_options(arguments: EvaluateArguments, model) -> dict[str, float | int]
     return {}
 
 
-def _score(arguments, model, tokens, folder, made_from, state) -> None:
+def _score(arguments, model, tokens, folder, made_from, masks, state) -> None:
     import numpy as np
     from tqdm.auto import tqdm
 
@@ -96,7 +100,7 @@ def _score(arguments, model, tokens, folder, made_from, state) -> None:
     from hf_igpt.stages import write_stage
     from hf_igpt.storage import staged_folder
 
-    split, masks = tokens[arguments.split], _mask_options(arguments, model)
+    split = tokens[arguments.split]
     started = time.perf_counter()
     share = -(-len(split) // state.num_processes) * (2 if masks else 1)
     with tqdm(total=share, desc=f"Scoring {arguments.split}", disable=not state.is_main_process) as bar:

@@ -8,6 +8,8 @@ from hf_igpt.data.randomness import random_words
 
 
 UNIFORM = "uniform"
+# Hidden share of the paper's masked models (section 2.1).
+PAPER_RATE = 0.15
 # Its multiples, taken modulo one, fill the unit interval evenly however many there are (Kronecker sequence).
 _GOLDEN_RATIO = (np.sqrt(5) - 1) / 2
 
@@ -19,8 +21,8 @@ class Masking:
 
     Args:
         num_tokens: tokens of an image.
-        rate: probability that a token is hidden, each on its own, in (0, 1]: the paper's objective at 0.15. Where it
-            would hide none, one is hidden. Or "uniform": the number of hidden tokens is uniform over 1 to
+        rate: probability that a token is hidden, each on its own, in (0, 1]; `PAPER_RATE` is the paper's objective.
+            Where it would hide none, one is hidden. Or "uniform": the number of hidden tokens is uniform over 1 to
             `num_tokens`, and which ones is uniform. The mean loss over hidden tokens then is, in expectation, an upper
             bound on the negative log-likelihood per token: averaged over all orders of the tokens, the chain rule has
             one term for each number of hidden tokens (Uria et al., 2014; Shi et al., arXiv 2406.04329).
@@ -31,7 +33,7 @@ class Masking:
     """
 
     num_tokens: int
-    rate: float | str = 0.15
+    rate: float | str = PAPER_RATE
     seed: int = 0
 
     def __post_init__(self):

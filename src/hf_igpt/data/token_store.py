@@ -134,7 +134,7 @@ def load_tokens(folder: str | os.PathLike) -> "DatasetDict":
 
 def _processor_settings(processor: Any) -> dict[str, Any]:
     """The settings as they are saved, less the palette, whose hash stands for it."""
-    return {key: value for key, value in processor.to_dict().items() if key not in ("palette", "auto_map")}
+    return {key: value for key, value in processor.to_dict().items() if key != "palette"}
 
 
 def _package_version() -> str:

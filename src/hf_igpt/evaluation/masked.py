@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_igpt.data.masking import UNIFORM, Masking
+from hf_igpt.data.masking import PAPER_RATE, UNIFORM, Masking
 from hf_igpt.evaluation.likelihood import Likelihood, score_images, standard_error
 
+
+NUM_MASKS = 8
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -20,7 +22,7 @@ def masked_nats_per_token(
     tokens: "Dataset | np.ndarray",
     masking: Masking,
     *,
-    num_masks: int = 8,
+    num_masks: int = NUM_MASKS,
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
 ) -> np.ndarray:
@@ -54,7 +56,7 @@ def likelihood_bound(
     model: "ImageGPTForMaskedImageModeling",
     tokens: "Dataset | np.ndarray",
     *,
-    num_masks: int = 8,
+    num_masks: int = NUM_MASKS,
     seed: int = 0,
     **options: Any,
 ) -> Likelihood:
@@ -79,8 +81,8 @@ def masked_metrics(
     model: "ImageGPTForMaskedImageModeling",
     tokens: "Dataset | np.ndarray",
     *,
-    mask_rate: float = 0.15,
-    num_masks: int = 8,
+    mask_rate: float = PAPER_RATE,
+    num_masks: int = NUM_MASKS,
     seed: int = 0,
     **options: Any,
 ) -> tuple[dict[str, Any], Likelihood]:
@@ -96,10 +98,7 @@ def masked_metrics(
         "masked_nats_per_token_standard_error": standard_error(at_rate),
         "mask_rate": mask_rate,
         "num_masks": num_masks,
-        "bound_nats_per_token": bound.nats_per_token,
-        "bound_nats_per_token_standard_error": standard_error(bound.nats_per_image / bound.tokens_per_image),
-        "bound_bits_per_pixel": bound.bits_per_pixel,
-        "num_images": len(bound.nats_per_image),
-        "tokens_per_image": bound.tokens_per_image,
     }
+    for name, value in bound.metrics().items():
+        metrics[name if name in ("num_images", "tokens_per_image") else f"bound_{name}"] = value
     return metrics, bound

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from operator import not_
 
 from hf_igpt.arguments import option
+from hf_igpt.data.masking import PAPER_RATE, UNIFORM
 from hf_igpt.data.options import GridOptions, ImageOptions
 
 
@@ -19,12 +20,12 @@ class PretrainArguments(ImageOptions, GridOptions):
         choices=("next_pixel", "masked"),
     )
     mask_rate: float | str = option(
-        0.15,
+        PAPER_RATE,
         "probability that a pixel is hidden; or 'uniform': drawn anew for every image, which makes the loss an upper "
         "bound on the negative log-likelihood and the model one to sample from",
         above=0,
         high=1,
-        choices=("uniform",),
+        choices=(UNIFORM,),
         only_if=("objective", "masked".__eq__),
     )
     palette: str | None = option(None, "folder or Hub name of an image processor to use instead of fitting a palette")

@@ -47,11 +47,11 @@ def validation_metrics(
     model: "ImageGPTPreTrainedModel", tokens: "Dataset", arguments: "PretrainArguments"
 ) -> dict[str, Any]:
     """Figures of a finished model on validation images."""
-    from hf_igpt.data.masking import UNIFORM
+    from hf_igpt.data.masking import PAPER_RATE, UNIFORM
     from hf_igpt.evaluation import log_likelihood, masked_metrics
 
     batch_size = arguments.per_device_eval_batch_size
     if model.config.is_causal:
         return log_likelihood(model, tokens, batch_size).metrics()
-    rate = 0.15 if arguments.mask_rate == UNIFORM else arguments.mask_rate
+    rate = PAPER_RATE if arguments.mask_rate == UNIFORM else arguments.mask_rate
     return masked_metrics(model, tokens, mask_rate=rate, seed=arguments.seed, batch_size=batch_size)[0]

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from hf_igpt.processes import process_state, use_cpu
 from hf_igpt.training.run_folder import check_owner, run_folder, run_identity
+from hf_igpt.training.trainer_arguments import split_batch, trackers, training_arguments
 
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
-    from transformers import TrainingArguments
 
     from hf_igpt.configuration_igpt import ImageGPTConfig
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
@@ -66,8 +65,8 @@ def _check(arguments: "PretrainArguments") -> None:
     size = grid_size(arguments)
     grid = (size["height"], size["width"])
     model_config(arguments, arguments.num_colors, grid)
-    _split_batch(arguments)
-    _trackers(arguments.report_to)
+    split_batch(arguments)
+    trackers(arguments.report_to)
     if arguments.augmentation != "random_resized_crop":
         check_augmentation(arguments.augmentation, grid, arguments.augmentation_padding)
     elif arguments.streaming or arguments.skip_damaged:
@@ -182,7 +181,7 @@ def _build_trainer(
 
     set_seed(arguments.seed)
     config = model_config(arguments, processor.num_colors, processor.grid)
-    training = _training_arguments(arguments, len(tokens["train"]))
+    training = training_arguments(arguments, len(tokens["train"]))
     # `from_config` picks the attention backend; a checkpoint of another backend loads all the same.
     model = model_class(config)._from_config(config, attn_implementation=arguments.attn_implementation)
     dtype = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
@@ -246,92 +245,6 @@ def _train_dataset(arguments: "PretrainArguments", source: Any, processor: Any, 
         crop_size=crop_size,
         image_roots=source.image_roots,
     )
-
-
-def _training_arguments(arguments: "PretrainArguments", num_images: int) -> "TrainingArguments":
-    import torch
-    from transformers import TrainingArguments
-
-    checkpointing: dict[str, Any] = {}
-    if arguments.gradient_checkpointing:
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    steps_per_epoch = math.ceil(num_images / arguments.total_batch_size)
-    per_device, accumulation = _split_batch(arguments)
-    has_validation = not arguments.fold_validation
-    return TrainingArguments(
-        output_dir=arguments.output_dir,
-        seed=arguments.seed,
-        data_seed=arguments.seed,
-        per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=accumulation,
-        per_device_eval_batch_size=arguments.per_device_eval_batch_size,
-        num_train_epochs=arguments.num_train_epochs,
-        max_steps=arguments.max_steps or -1,
-        learning_rate=arguments.learning_rate,
-        warmup_steps=round(arguments.warmup_epochs * steps_per_epoch),
-        lr_scheduler_type="cosine",
-        optim="adamw_torch_fused",
-        adam_beta1=arguments.adam_beta1,
-        adam_beta2=arguments.adam_beta2,
-        weight_decay=arguments.weight_decay,
-        max_grad_norm=arguments.max_grad_norm,
-        torch_compile=arguments.torch_compile,
-        dataloader_num_workers=arguments.dataloader_num_workers,
-        # Workers that stay alive draw from the global generator once, a resumed run once more: dropout would differ.
-        dataloader_persistent_workers=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        use_cpu=use_cpu(),
-        remove_unused_columns=False,
-        prediction_loss_only=True,
-        logging_steps=arguments.logging_steps,
-        logging_first_step=True,
-        eval_strategy="steps" if has_validation else "no",
-        eval_steps=arguments.eval_steps,
-        save_steps=arguments.save_steps,
-        save_total_limit=arguments.save_total_limit,
-        report_to=_trackers(arguments.report_to),
-        **_precision(arguments.precision),
-        **checkpointing,
-    )
-
-
-def _split_batch(arguments: "PretrainArguments") -> tuple[int, int]:
-    """Images at once on a device, and accumulation steps, of one optimizer step."""
-    devices, total = process_state().num_processes, arguments.total_batch_size
-    if total % devices:
-        raise ValueError(f"`total_batch_size` must be divisible by the number of devices, got {total} for {devices}.")
-    per_device = arguments.per_device_train_batch_size or total // devices
-    if (total // devices) % per_device:
-        raise ValueError(
-            f"`total_batch_size` must be devices x `per_device_train_batch_size` x a whole number of accumulation "
-            f"steps, got {total} for {devices} devices with {per_device} images at once."
-        )
-    return per_device, total // devices // per_device
-
-
-def _precision(precision: str) -> dict[str, bool]:
-    import torch
-
-    if precision == "auto":
-        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        precision = "bf16" if has_bf16 else "fp32"
-    return {"bf16": precision == "bf16", "fp16": precision == "fp16"}
-
-
-def _trackers(report_to: str) -> list[str]:
-    from transformers.integrations import get_available_reporting_integrations
-
-    available = get_available_reporting_integrations()
-    if report_to == "auto":
-        return ["tensorboard"] if "tensorboard" in available else []
-    if report_to == "none":
-        return []
-    if report_to not in available:
-        raise ValueError(
-            f"`report_to` must be auto, none or an installed tracker ({', '.join(available) or 'there is none'}), "
-            f"got {report_to!r}. For tensorboard: pip install 'hf-igpt[tracking]'."
-        )
-    return [report_to]
 
 
 def _train(trainer: "IGPTTrainer") -> str | None:

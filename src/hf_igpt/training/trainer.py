@@ -215,12 +215,16 @@ class IGPTTrainer(Trainer):
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     def _pretrains_on(self, dataset: Any) -> bool:
-        from hf_igpt.data.loading import TokenDataset
+        from hf_igpt.data.loading import MaskedTokenCollator, TokenCollator, TokenDataset
         from hf_igpt.modeling_igpt import ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling
 
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        heads = (ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling)
-        return isinstance(dataset, TokenDataset) and isinstance(model, heads)
+        pairs = (
+            (ImageGPTForCausalImageModeling, TokenCollator),
+            (ImageGPTForMaskedImageModeling, MaskedTokenCollator),
+        )
+        fits = any(isinstance(model, head) and isinstance(self.data_collator, made) for head, made in pairs)
+        return isinstance(dataset, TokenDataset) and fits
 
     def _evaluate_in_shares(self, dataset: Any, prefix: str) -> dict[str, float]:
         # Trainer fills the last batch of the processes with images of the first, and their losses enter the mean.

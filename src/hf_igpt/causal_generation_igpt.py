@@ -1,0 +1,91 @@
+"""
+Where `generate` of transformers takes something for granted that isn't so for a next-pixel model: one logit for every
+id, sequences of any length, one name of the cache.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationConfig, PromptLookupCandidateGenerator
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from .configuration_igpt import ImageGPTConfig
+
+
+# transformers 5.24 renamed `past_key_values` to `cache`, in what `generate` passes too. Our models take both names;
+# their outputs carry the one that the installed version reads.
+CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+
+class ImageGenerationMixin:
+    """Stands in front of `GenerationMixin` among the bases of a next-pixel head."""
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values=None, cache=None, **kwargs):
+        """The mask for a static cache. transformers' own asks for `layer_types`, which only windowed models have."""
+        return create_causal_mask(config, inputs_embeds, attention_mask, one_cache(cache, past_key_values))
+
+    def compute_transition_scores(self, sequences, scores, beam_indices=None, normalize_logits=False):
+        """As in transformers."""
+        with self._values_as_vocabulary():
+            return super().compute_transition_scores(sequences, scores, beam_indices, normalize_logits)
+
+    def _validate_generated_length(self, generation_config, *args, **kwargs):
+        # A too long request would otherwise fail only after the whole grid has been sampled.
+        limit = self.config.n_positions + 1
+        if generation_config.max_length > limit:
+            raise ValueError(
+                f"`max_length` must be at most {limit}, the start token and the {limit - 1} tokens of an image, got "
+                f"{generation_config.max_length} (or as many by `max_new_tokens`)."
+            )
+        super()._validate_generated_length(generation_config, *args, **kwargs)
+
+    def _get_logits_processor(self, *args, **kwargs):
+        # The encoder penalties look up the logits of every prompt token; the start token has none.
+        prompt = kwargs.get("encoder_input_ids")
+        if prompt is not None and prompt.dim() == 2 and not prompt.is_floating_point():
+            kwargs["encoder_input_ids"] = prompt[:, 1:]
+        with self._values_as_vocabulary():
+            return super()._get_logits_processor(*args, **kwargs)
+
+    def _get_candidate_generator(self, *args, **kwargs):
+        with self._values_as_vocabulary():
+            generator = super()._get_candidate_generator(*args, **kwargs)
+        if isinstance(generator, PromptLookupCandidateGenerator):
+            # It proposes tokens past the end of the image.
+            propose, limit = generator.get_candidates, self.config.n_positions
+            generator.get_candidates = lambda input_ids, **_: (propose(input_ids)[0][:, :limit], None)
+        return generator
+
+    @contextlib.contextmanager
+    def _values_as_vocabulary(self) -> Iterator[None]:
+        # These parts of `generate` size their tensors by `config.vocab_size`; the logits have one column fewer.
+        vocab_size = self.config.vocab_size
+        self.config.vocab_size = self.config.num_values
+        try:
+            yield
+        finally:
+            self.config.vocab_size = vocab_size
+
+
+def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    if cache is not None and past_key_values is not None:
+        raise ValueError("`cache` and `past_key_values` are one argument under two names: give only one.")
+    return past_key_values if cache is None else cache
+
+
+def paper_generation_config(config: ImageGPTConfig) -> GenerationConfig:
+    """Plain sampling of a whole image at temperature 1, as in the paper; transformers' default of top-k 50 is not."""
+    return GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_length=config.n_positions + 1,
+        bos_token_id=config.start_token_id,
+    )
+
+
+__all__ = ["CACHE_NAME", "ImageGenerationMixin", "one_cache", "paper_generation_config"]
