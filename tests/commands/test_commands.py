@@ -497,7 +497,8 @@ def test_two_processes_compute_what_one_does(run, tmp_path, objective, score):
         ]
         first, second = map(run.wait, children)
         assert (first.status, second.status) == (0, 0), first.stderr + second.stderr
-        assert second.stdout == ""
+        # torch 2.8 lets gloo say on stdout that it is connected.
+        assert [line for line in second.stdout.splitlines() if not line.startswith("[Gloo]")] == []
         return first.results
 
     one = run("pretrain", "tiny.yaml", "--output_dir", "one", cwd=tmp_path).results
