@@ -3,6 +3,7 @@
 import itertools
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +64,7 @@ def prepare_palette(
     }
     if is_finished(folder, made_from):
         return IGPTImageProcessor.from_pretrained(folder)
+    started = time.perf_counter()
     pixels = _train_pixels(source, IGPTImageProcessor(size=size, **crop), skip_damaged)
     fitted = fit_palette(pixels, num_colors, seed)
     processor = IGPTImageProcessor(size=size, palette=fitted.palette, **crop)
@@ -70,7 +72,13 @@ def prepare_palette(
         processor.save_pretrained(staged)
         _draw_palette(staged, processor, _train_pixels(source, processor, skip_damaged))
         write_stage(staged, made_from)
-        write_results(staged, metrics=fitted.metrics(), seeds={"seed": seed}, arguments=made_from)
+        write_results(
+            staged,
+            metrics=fitted.metrics(),
+            seeds={"seed": seed},
+            arguments=made_from,
+            wall_seconds=time.perf_counter() - started,
+        )
     return processor
 
 
@@ -103,7 +111,7 @@ def prepare_tokens(
     }
     if is_finished(folder, made_from):
         return load_tokens(folder)
-    folder = Path(folder)
+    folder, started = Path(folder), time.perf_counter()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{PARTIAL}stream-") as stream_folder:
         tokens = tokenize(source, processor, num_proc=num_proc, skip_damaged=skip_damaged, stream_folder=stream_folder)
@@ -114,7 +122,13 @@ def prepare_tokens(
 
         def finish(staged: Path) -> None:
             write_stage(staged, made_from)
-            write_results(staged, metrics=metrics, arguments=made_from, notes=list(source.notes))
+            write_results(
+                staged,
+                metrics=metrics,
+                arguments=made_from,
+                wall_seconds=time.perf_counter() - started,
+                notes=list(source.notes),
+            )
 
         save_tokens(tokens, folder, overwrite=True, finish=finish)
     return load_tokens(folder)
