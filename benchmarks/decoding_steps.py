@@ -32,7 +32,8 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     root = vectors * np.sqrt(values.clip(min=0)) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ covariances[1] @ root).clip(min=0)).sum()
     offset = first.mean(axis=0) - second.mean(axis=0)
-    return float(offset @ offset + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * cross)
+    distance = offset @ offset + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * cross
+    return max(0.0, float(distance))  # rounding can leave it a little below
 
 
 def main() -> None:
@@ -71,7 +72,7 @@ def main() -> None:
     draw("next-pixel model", judge)
     for order in ("random", "confidence"):
         for steps in arguments.steps:
-            draw(f"masked, {order}, {steps} steps", model, num_steps=steps, order=order)
+            draw(f"masked, {order}, {steps} step{'s' * (steps > 1)}", model, num_steps=steps, order=order)
     for name, row in rows.items():
         seconds = "" if row["seconds_per_image"] is None else f"{1000 * row['seconds_per_image']:8.1f} ms an image"
         print(f"{name:32}{row['frechet_distance']:9.3f}{row['judge_nats_per_token']:9.3f}{seconds}")

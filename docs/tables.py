@@ -69,11 +69,15 @@ def benchmarks_table() -> str:
     rows.append(
         _row("sampling 16 images of 1024 tokens, 8 x 256", _times(sampling["metrics"]["times_faster"]), sampling)
     )
+    palette = read_results(RESULTS / "cifar10-palette.json")
+    fitted, pixels = palette["metrics"], palette["metrics"]["num_pixels"] / 1e6
     machine, peaks = step["hardware"], step["metrics"]["machine"]
     note = (
         f"Medians of paired runs in one process on {machine['cores']} cores of {machine['cpu']} "
         f"(fp32 products {peaks['matmul_gflops']:.0f} GFLOP/s). Outputs are compared before anything is timed. "
-        f"The processor needs {quantization['metrics']['peak_megabytes_ours']:.0f} MB with everything built."
+        f"The processor needs {quantization['metrics']['peak_megabytes_ours']:.0f} MB with everything built. "
+        f"`fit_palette` takes {palette['wall_seconds']:.0f} seconds for the {pixels:.1f} million pixels of CIFAR-10, "
+        f"{fitted['num_colors']} colours, {fitted['psnr_db']:.1f} dB ([JSON](docs/results/cifar10-palette.json))."
     )
     return "\n".join([*rows, "", note])
 
