@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from reference_igpt import causal_model
 from tiny_models import random_tokens, tiny_causal
 
+from hf_igpt.data.token_store import token_rows
 from hf_igpt.evaluation import Likelihood, baselines, log_likelihood
-from hf_igpt.evaluation.likelihood import token_rows
 
 
 @pytest.fixture(scope="module")

@@ -175,7 +175,7 @@ def _draw_samples(num_samples: int, model, processor, picture: Path, settings: d
 def _draw_completions(given, region, per_image: int, model, processor, picture: Path, settings: dict) -> None:
     from tqdm.auto import tqdm
 
-    from hf_igpt.evaluation.likelihood import token_rows
+    from hf_igpt.data.token_store import token_rows
     from hf_igpt.generation import inpaint
     from hf_igpt.plots import completion_grid, hide_region, save_png
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
@@ -130,6 +132,18 @@ def load_tokens(folder: str | os.PathLike) -> "DatasetDict":
         raise ValueError(f"{folder} holds no tokenized data set: {error}") from error
     check_tokens(tokens)
     return tokens
+
+
+def token_rows(tokens: "Dataset | np.ndarray", rows: np.ndarray | None = None) -> np.ndarray:
+    """
+    The tokens of a split, or of some of its rows, as one integer array of shape (images, tokens); all of them without
+    a copy where Arrow allows.
+    """
+    if isinstance(tokens, np.ndarray):
+        return tokens if rows is None else tokens[rows]
+    chosen = tokens.with_format("arrow")[:] if rows is None else tokens.with_format("arrow")[rows]
+    column = chosen.column("input_ids").combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(chosen.num_rows, -1)
 
 
 def _processor_settings(processor: Any) -> dict[str, Any]:

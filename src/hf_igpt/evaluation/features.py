@@ -112,11 +112,12 @@ def _pooled(
     batch = torch.from_numpy(rows.astype(np.int64))
     check_range(batch, model.config.num_values)
     hidden = None if masking is None else torch.from_numpy(masking(0, images, mask)).to(model.device)
+    dtype = torch.promote_types(torch.float32, model.dtype)
     pooled: list[Any] = []
     visit_layers(
         model,
         batch.to(model.device),
-        lambda layer, states: pooled.append(states.mean(dim=1, dtype=torch.promote_types(torch.float32, states.dtype))),
+        lambda layer, states: pooled.append(states.mean(dim=1, dtype=dtype)),
         bool_masked_pos=hidden,
         normed=normed,
     )

@@ -19,8 +19,8 @@ def visit_layers(
     normed: bool = True,
 ) -> None:
     """
-    Runs the backbone on whole images as it was pretrained (`ImageGPTModel.encode`) and calls `visit(layer, states)` for
-    layers 0 to `num_hidden_layers` in order, with states of shape (B, T, C).
+    Runs the backbone on whole images as it was pretrained (`ImageGPTModel.encode`) and calls `visit(layer, states)`
+    for layers 0 to `num_hidden_layers` in order, with states of shape (B, T, C).
 
     Args:
         model: a backbone or any of its heads.

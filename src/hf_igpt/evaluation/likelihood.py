@@ -100,26 +100,26 @@ def score_images(
     import torch
     from accelerate.utils import gather_object
 
+    from hf_igpt.data.token_store import token_rows
     from hf_igpt.processes import process_state
 
     if len(tokens) == 0 or batch_size < 1:
         raise ValueError(f"Give at least one image and a batch size of at least 1, got {len(tokens)}, {batch_size}.")
-    rows = token_rows(tokens)
     state = process_state()
-    mine = np.arange(state.process_index, len(rows), state.num_processes)
+    mine = np.arange(state.process_index, len(tokens), state.num_processes)
     was_training = model.training
     model.eval()
     scored: list[tuple[int, float]] = []
     with torch.inference_mode():
         for start in range(0, len(mine), batch_size):
             images = mine[start : start + batch_size]
-            batch = torch.from_numpy(rows[images].astype(np.int64))
-            _check_range(batch, model.config.num_values)
+            batch = torch.from_numpy(token_rows(tokens, images).astype(np.int64))
+            check_range(batch, model.config.num_values)
             scored += zip(images.tolist(), score(model, batch.to(model.device), images).tolist(), strict=True)
             if progress is not None:
                 progress(len(images))
     model.train(was_training)
-    scores = np.full(len(rows), np.nan)
+    scores = np.full(len(tokens), np.nan)
     for image, value in gather_object(scored) if state.num_processes > 1 else scored:
         scores[image] = value
     if not np.isfinite(scores).all():
@@ -135,6 +135,8 @@ def baselines(train: "Dataset | np.ndarray", held_out: "Dataset | np.ndarray", n
     Nats per token of the held-out images under a uniform distribution, and under the token frequencies of train with
     one added to every count.
     """
+    from hf_igpt.data.token_store import token_rows
+
     counts = np.bincount(token_rows(train).ravel(), minlength=num_values) + 1.0
     log_frequency = np.log(counts / counts.sum())
     seen = np.bincount(token_rows(held_out).ravel(), minlength=num_values)
@@ -144,21 +146,14 @@ def baselines(train: "Dataset | np.ndarray", held_out: "Dataset | np.ndarray", n
     }
 
 
-def token_rows(tokens: Any) -> np.ndarray:
-    """The tokens of a split as one integer array of shape (images, tokens), without a copy where Arrow allows."""
-    if isinstance(tokens, np.ndarray):
-        return tokens
-    column = tokens.with_format("arrow")[:].column("input_ids").combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(tokens), -1)
-
-
 def _teacher_forcing(model: Any, tokens: Any, images: np.ndarray) -> Any:
     from hf_igpt.losses_igpt import token_nats
 
     return token_nats(model(labels=tokens).logits, tokens).double().sum(dim=1)
 
 
-def _check_range(labels: Any, num_values: int) -> None:
+def check_range(labels: Any, num_values: int) -> None:
+    """Raises ValueError for tokens that the model has no value for."""
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_values:
         raise ValueError(
