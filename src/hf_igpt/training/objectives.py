@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from hf_igpt.training.arguments import PretrainArguments
 
 
+# Masks of a validation image: numbers of hidden tokens are spread over images too, so that more would change little.
+VALIDATION_MASKS = 2
+
+
 def model_class(config: "ImageGPTConfig") -> type["ImageGPTPreTrainedModel"]:
     """The head that pretrains a backbone of this config."""
     from hf_igpt.modeling_igpt import ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling
@@ -54,4 +58,5 @@ def validation_metrics(
     if model.config.is_causal:
         return log_likelihood(model, tokens, batch_size).metrics()
     rate = PAPER_RATE if arguments.mask_rate == UNIFORM else arguments.mask_rate
-    return masked_metrics(model, tokens, mask_rate=rate, seed=arguments.seed, batch_size=batch_size)[0]
+    options = {"num_masks": VALIDATION_MASKS, "seed": arguments.seed, "batch_size": batch_size}
+    return masked_metrics(model, tokens, mask_rate=rate, **options)[0]
