@@ -6,6 +6,7 @@ import torch
 
 import hf_igpt
 from hf_igpt.arguments import SHIPPED_RECIPES, load_recipe, parse_arguments, shipped_recipes
+from hf_igpt.commands import finetune
 from hf_igpt.data.options import grid_size
 from hf_igpt.training.arguments import PretrainArguments
 from hf_igpt.training.cost import training_flops
@@ -14,7 +15,8 @@ from hf_igpt.training.pretraining import model_config
 
 
 ROOT = Path(__file__).parents[1]
-NAMES = shipped_recipes()
+FINETUNING = [name for name in shipped_recipes() if name.endswith("-finetune")]
+NAMES = [name for name in shipped_recipes() if name not in FINETUNING]
 HEADER = ("Paper row", "Command", "Cost", "Expected")
 
 
@@ -50,11 +52,23 @@ def test_a_recipe_is_taken_by_name_and_by_path(name):
     assert needed - load_recipe(name)[0].keys() == set()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", shipped_recipes())
 def test_the_header_says_what_to_know(name):
     header = header_of(name)
     assert tuple(header) == HEADER and all(header.values())
-    assert re.search(rf"\bpretrain {name}\b", header["Command"])
+    command = "finetune" if name in FINETUNING else "pretrain"
+    assert re.search(rf"\b{command} {name}\b", header["Command"])
+
+
+def test_recipes_of_fine_tuning():
+    """The paper's protocol (section 3.4): batch 128, Adam (0.9, 0.95), no dropout, a constant rate, early stopping."""
+    assert {f"{name}-finetune" for name in ("digits", "cifar10", "cifar100", "stl10", "imagenet32")} == set(FINETUNING)
+    for name in FINETUNING:
+        arguments = finetune.parse([name])
+        assert arguments == finetune.parse([str(ROOT / "recipes" / f"{name}.yaml")])
+        assert arguments.output_dir == f"outputs/{name}"
+        assert (arguments.adam_beta1, arguments.adam_beta2, arguments.dropout) == (0.9, 0.95, 0)
+        assert arguments.total_batch_size == (32 if name == "digits-finetune" else 128)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -2,13 +2,15 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from datasets import DatasetDict
 
     from hf_igpt import IGPTImageProcessor, ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling
+    from hf_igpt.data.options import LabelledImages
     from hf_igpt.modeling_igpt import ImageGPTPreTrainedModel
 
 
@@ -35,7 +37,12 @@ def load_checkpoint(
             raise ValueError(f"{name_or_path} is no checkpoint folder, and no model on the Hub: {error}") from error
         raise
     model = head.from_pretrained(name_or_path).eval()
-    processor = IGPTImageProcessor.from_pretrained(name_or_path)
+    try:
+        processor = IGPTImageProcessor.from_pretrained(name_or_path)
+    except OSError as error:
+        raise ValueError(
+            f"{name_or_path} has no image processor, without whose palette its tokens mean nothing: {error}"
+        ) from error
     if processor.num_colors != model.config.num_values or processor.grid != model.config.grid:
         raise ValueError(
             f"{name_or_path}: the palette has {processor.num_colors} colours on a grid of {processor.grid}, but the "
@@ -74,6 +81,82 @@ def load_matching_tokens(
     check_tokens(tokens, processor)
     check_tokens(tokens, model.config)
     return tokens
+
+
+def labelled_tokens(
+    options: "LabelledImages",
+    name_or_path: str,
+    model: "ImageGPTPreTrainedModel",
+    processor: "IGPTImageProcessor",
+    folder: str | os.PathLike,
+    state: "PartialState",
+) -> "DatasetDict":
+    """
+    The tokens that the options name: stored ones, or images tokenized with the checkpoint's processor into `folder` by
+    the main process, which the others wait for.
+
+    Raises:
+        ValueError: as `load_matching_tokens`, `load_images` and `prepare_tokens`.
+    """
+    options.check_images()
+    if options.dataset_name is None:
+        tokens = load_matching_tokens(options.tokens or beside(name_or_path, "tokens"), model, processor)
+        return _folded(tokens) if options.fold_validation and "validation" in tokens else tokens
+    from hf_igpt.data.options import load_source
+    from hf_igpt.data.preparation import prepare_tokens
+
+    with state.main_process_first():
+        prepare_tokens(folder, load_source(options), processor)
+    return load_matching_tokens(folder, model, processor)
+
+
+def _folded(tokens: "DatasetDict") -> "DatasetDict":
+    """The splits with validation behind train in one."""
+    from datasets import DatasetDict, concatenate_datasets
+
+    from hf_igpt.data.token_store import tokens_info, write_record
+
+    record = tokens_info(tokens)
+    train = concatenate_datasets([tokens["train"], tokens["validation"]])
+    write_record(train, record, record.pop("skipped"))
+    rest = {name: split for name, split in tokens.items() if name not in ("train", "validation")}
+    return DatasetDict({"train": train, **rest})
+
+
+def checkpoint_record(name_or_path: str, model: "ImageGPTPreTrainedModel", digest: str) -> dict[str, Any]:
+    """What results say of the checkpoint they are about. Step and validation loss are those its run wrote down."""
+    step, nats = _training_record(Path(name_or_path))
+    return {
+        "name": name_or_path,
+        "sha256": digest,
+        "objective": "next_pixel" if model.config.is_causal else "masked",
+        "parameters": model.num_parameters(),
+        "step": step,
+        "validation_nats_per_token": nats,
+    }
+
+
+def _training_record(folder: Path) -> tuple[int | None, float | None]:
+    """Optimizer steps and validation loss: of a checkpoint from Trainer's state, of a run's model from its results."""
+    from hf_igpt.results import RESULTS, read_results
+    from hf_igpt.storage import read_json
+
+    state, results = folder / "trainer_state.json", folder.parent / RESULTS
+    if state.is_file():
+        content = read_json(state)
+        step = content.get("global_step")
+        losses = [
+            entry["eval_loss"]
+            for entry in content.get("log_history", [])
+            if entry.get("step") == step and "eval_loss" in entry
+        ]
+        return step, losses[-1] if losses else None
+    if folder.is_dir() and results.is_file():
+        metrics = read_results(results)["metrics"]
+        validation = metrics.get("validation") or {}
+        nats = validation.get("nats_per_token", validation.get("bound_nats_per_token"))
+        return metrics.get("optimizer_steps"), nats
+    return None, None
 
 
 def beside(name_or_path: str, name: str) -> Path:

@@ -16,7 +16,10 @@ COMMANDS = {
     "tokenize_dataset": ("turn images into tokens with a palette", False),
     "pretrain": ("train a model from images, with a recipe", True),
     "evaluate": ("score held-out images: nats per token, bits per pixel", True),
+    "probe": ("what a classifier can read from every layer's frozen features", True),
     "sample": ("draw images and complete held-out ones", False),
+    "finetune": ("train a classifier from a checkpoint", True),
+    "figure": ("draw the paper's figures from results of probes and fine-tuning", False),
     "env": ("print what an issue report needs", False),
 }
 

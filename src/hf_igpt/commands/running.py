@@ -12,6 +12,7 @@ INTERRUPTED = 130
 _EXTRAS = {
     "accelerate": "train",
     "datasets": "train",
+    "evaluate": "eval",
     "matplotlib": "train",
     "sklearn": "train",
     "yaml": "train",

@@ -325,12 +325,47 @@ class MaskedTokenCollator(TokenCollator):
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         tokens = torch.from_numpy(self.stack_tokens(examples))
-        try:
-            epochs, images = (np.array([example[name] for example in examples]) for name in ("epoch", "image"))
-        except KeyError as error:
-            raise ValueError(
-                f"Examples must have {error}, which masks are a function of, got {', '.join(examples[0])}; take them "
-                "from a `TokenDataset` or an `ImageTokenDataset`."
-            ) from None
-        masks = torch.from_numpy(self.masking(epochs, images))
-        return {"input_ids": tokens, "bool_masked_pos": masks, "labels": tokens}
+        return {"input_ids": tokens, "bool_masked_pos": _draw_masks(self.masking, examples), "labels": tokens}
+
+
+@dataclass(frozen=True)
+class ClassCollator(TokenCollator):
+    """
+    Batches examples for classification: "input_ids", int64 of shape (batch, tokens), and "labels", the classes, int64
+    of shape (batch,); with a `masking` also "bool_masked_pos", bool of the shape of the tokens.
+
+    Args:
+        num_classes: classes are 0 to `num_classes` - 1.
+        masking: draws the masks from the examples' "epoch" and "image"; None for next-pixel models.
+
+    Raises:
+        ValueError: As for `TokenCollator`, on examples without a class in that range, and with a masking on examples
+            that don't carry their key.
+    """
+
+    num_classes: int = field(kw_only=True)
+    masking: Masking | None = field(default=None, kw_only=True)
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        tokens = torch.from_numpy(self.stack_tokens(examples))
+        for number, example in enumerate(examples):
+            label = example.get("label")
+            if not isinstance(label, int | np.integer) or not 0 <= label < self.num_classes:
+                raise ValueError(
+                    f"`label` of example {number} must be a class from 0 to {self.num_classes - 1}, got {label!r}."
+                )
+        batch = {"input_ids": tokens, "labels": torch.tensor([int(example["label"]) for example in examples])}
+        if self.masking is not None:
+            batch["bool_masked_pos"] = _draw_masks(self.masking, examples)
+        return batch
+
+
+def _draw_masks(masking: Masking, examples: list[dict[str, Any]]) -> torch.Tensor:
+    try:
+        epochs, images = (np.array([example[name] for example in examples]) for name in ("epoch", "image"))
+    except KeyError as error:
+        raise ValueError(
+            f"Examples must have {error}, which masks are a function of, got {', '.join(examples[0])}; take them "
+            "from a `TokenDataset` or an `ImageTokenDataset`."
+        ) from None
+    return torch.from_numpy(masking(epochs, images))

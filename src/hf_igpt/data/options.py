@@ -1,5 +1,6 @@
 """Options about images and tokens that several commands share."""
 
+import dataclasses
 from dataclasses import dataclass
 from operator import not_
 from typing import TYPE_CHECKING
@@ -39,6 +40,30 @@ class ImageOptions:
     max_images: int | None = option(None, "at most so many images of each split", low=1)
     streaming: bool = option(False, "read images as they come instead of downloading all of them first")
     split_seed: int = option(0, "seed of the splits", low=0)
+
+
+@dataclass(kw_only=True)
+class LabelledImages(ImageOptions):
+    """Which images with classes: the tokens of the pretraining, other tokens, or images to tokenize."""
+
+    tokens: str | None = option(
+        None,
+        "folder that tokenize_dataset or pretrain wrote; by default 'tokens' beside the checkpoint folder",
+        only_if=("dataset_name", not_),
+    )
+    dataset_name: str | None = option(
+        None, "instead of tokens, images to tokenize with the checkpoint's palette: see pretrain"
+    )
+
+    def check_images(self) -> None:
+        """Raises ValueError for options about images where none are named, since they would have no effect."""
+        if self.dataset_name is not None:
+            return
+        for field in dataclasses.fields(ImageOptions):
+            # Stored tokens have splits, which can be folded too.
+            has_effect = field.name in ("dataset_name", "fold_validation")
+            if not has_effect and getattr(self, field.name) != field.default:
+                raise ValueError(f"`{field.name}` has no effect without `dataset_name`. Give both, or leave it out.")
 
 
 @dataclass(kw_only=True)

@@ -1,12 +1,17 @@
 """What a model learnt, in numbers."""
 
+from hf_igpt.evaluation.features import extract_features
 from hf_igpt.evaluation.likelihood import Likelihood, baselines, log_likelihood
 from hf_igpt.evaluation.masked import likelihood_bound, masked_metrics, masked_nats_per_token
+from hf_igpt.evaluation.probes import ProbeData, fit_probes
 
 
 __all__ = [
     "Likelihood",
+    "ProbeData",
     "baselines",
+    "extract_features",
+    "fit_probes",
     "likelihood_bound",
     "log_likelihood",
     "masked_metrics",

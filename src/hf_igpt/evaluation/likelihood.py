@@ -88,13 +88,16 @@ def score_images(
     score: Callable[[Any, Any, np.ndarray], Any],
     batch_size: int,
     progress: Callable[[int], None] | None = None,
+    what: str = "likelihood",
 ) -> np.ndarray:
     """
-    One number for every image, float64 of shape (images,), whatever the batches and the number of processes.
+    One number for every image, or a row of numbers, whatever the batches and the number of processes: float64 of shape
+    (images,) or (images, numbers).
 
     Args:
         score: takes the model, tokens of shape (batch, tokens) on its device and the images' indices, and returns
-            a tensor of shape (batch,).
+            a tensor of shape (batch,) or (batch, numbers).
+        what: what the numbers are, for the message where one is not finite.
         model, tokens, batch_size, progress: as for `log_likelihood`, which says what it raises.
     """
     import torch
@@ -109,7 +112,7 @@ def score_images(
     mine = np.arange(state.process_index, len(tokens), state.num_processes)
     was_training = model.training
     model.eval()
-    scored: list[tuple[int, float]] = []
+    scored: list[tuple[int, Any]] = []
     with torch.inference_mode():
         for start in range(0, len(mine), batch_size):
             images = mine[start : start + batch_size]
@@ -119,14 +122,11 @@ def score_images(
             if progress is not None:
                 progress(len(images))
     model.train(was_training)
-    scores = np.full(len(tokens), np.nan)
-    for image, value in gather_object(scored) if state.num_processes > 1 else scored:
-        scores[image] = value
-    if not np.isfinite(scores).all():
-        image = int(np.flatnonzero(~np.isfinite(scores))[0])
-        raise ValueError(
-            f"The likelihood of image {image} is {scores[image]}: the model's weights or logits overflow."
-        )
+    of_image = dict(gather_object(scored) if state.num_processes > 1 else scored)
+    scores = np.array([of_image[image] for image in range(len(tokens))], dtype=np.float64)
+    if not (finite := np.isfinite(scores)).all():
+        place = tuple(np.argwhere(~finite)[0])
+        raise ValueError(f"The {what} of image {place[0]} is {scores[place]}: the model's weights or logits overflow.")
     return scores
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 # Weights of the penalty on standardised features: scikit-learn's C is 1 / (penalty x images).
-PENALTIES = tuple(float(value) for value in 10.0 ** np.arange(-6, 1.5, 0.5))
+PENALTIES = tuple(float(value) for value in 10.0 ** np.arange(-5, 1.5, 0.5))
 # DINO's (Caron et al., 2021).
 NEIGHBOURS, TEMPERATURE = (10, 20, 100, 200), 0.07
 # Layers that are fitted together may take so much memory.

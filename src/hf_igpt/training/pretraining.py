@@ -1,14 +1,23 @@
 """Pretraining from images to a checkpoint folder, in stages: palette, tokens, training, model, results."""
 
 import contextlib
-import logging
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_igpt.processes import process_state, use_cpu
-from hf_igpt.training.run_folder import check_owner, run_folder, run_identity
+from hf_igpt.processes import process_state
+from hf_igpt.training.jobs import (
+    MODEL,
+    announce,
+    check_backend,
+    crop_dataset,
+    finished_results,
+    throughput_of,
+    token_dataset,
+    train_to_the_end,
+)
+from hf_igpt.training.run_folder import run_folder, run_identity
 from hf_igpt.training.trainer_arguments import split_batch, trackers, training_arguments
 
 
@@ -20,9 +29,7 @@ if TYPE_CHECKING:
     from hf_igpt.training.arguments import PretrainArguments
     from hf_igpt.training.trainer import IGPTTrainer
 
-logger = logging.getLogger(__name__)
-
-PALETTE, TOKENS, MODEL, CURVE = "palette", "tokens", "model", "loss.png"
+PALETTE, TOKENS, CURVE = "palette", "tokens", "loss.png"
 
 
 def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
@@ -37,22 +44,22 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
     _check(arguments)
     identity = run_identity(arguments)
     folder = Path(arguments.output_dir)
-    if (results := _finished_results(folder, identity)) is not None:
+    if (results := finished_results(folder, identity)) is not None:
         state.wait_for_everyone()
-        return _announce(results, state.is_main_process)
+        return announce(results, state.is_main_process)
     started = time.perf_counter()
     holding = run_folder(folder, identity) if state.is_main_process else contextlib.nullcontext()
     with holding:
         source, processor, tokens = _prepare(arguments, folder, state)
         trainer = _build_trainer(arguments, source, processor, tokens)
-        resumed_from = _train(trainer)
+        resumed_from = train_to_the_end(trainer)
         trainer.save_model(folder / MODEL)
         metrics = _metrics(trainer, arguments, tokens)
         if state.is_main_process:
             session = {"wall_seconds": time.perf_counter() - started, "resumed_from": resumed_from}
             results = _write(arguments, trainer, tokens, metrics, session)
     state.wait_for_everyone()
-    return _announce(results, state.is_main_process)
+    return announce(results, state.is_main_process)
 
 
 def _check(arguments: "PretrainArguments") -> None:
@@ -78,39 +85,7 @@ def _check(arguments: "PretrainArguments") -> None:
         raise ValueError(
             "`augmentation: random_resized_crop` needs `crop_size`, the side of the crops in pixels, 224 in the paper."
         )
-    _check_backend(arguments.attn_implementation)
-
-
-def _check_backend(name: str) -> None:
-    import torch
-    from transformers.utils import is_flash_attn_2_available
-
-    has_gpu = torch.cuda.is_available() and not use_cpu()
-    if name in ("flash_attention_2", "flex_attention") and not has_gpu:
-        raise ValueError(f"`attn_implementation: {name}` trains on a GPU only, and there is none. Take sdpa.")
-    if name == "flash_attention_2" and not is_flash_attn_2_available():
-        raise ValueError(
-            "`attn_implementation: flash_attention_2` needs the package flash-attn. Install it, or take sdpa."
-        )
-
-
-def _finished_results(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    from hf_igpt.results import RESULTS, read_results
-    from hf_igpt.storage import is_complete
-
-    if not (folder / RESULTS).is_file() or not is_complete(folder / MODEL):
-        return None
-    check_owner(folder, identity)
-    logger.info("%s is finished: nothing to do.", folder)
-    return read_results(folder)
-
-
-def _announce(results: dict[str, Any] | None, is_main_process: bool) -> dict[str, Any]:
-    from hf_igpt.results import print_results
-
-    if is_main_process:
-        print_results(results)
-    return results or {}
+    check_backend(arguments.attn_implementation)
 
 
 def _prepare(arguments: "PretrainArguments", folder: Path, state: Any) -> tuple[Any, Any, "DatasetDict"]:
@@ -170,13 +145,10 @@ def model_config(arguments: "PretrainArguments", num_colors: int, grid: tuple[in
 def _build_trainer(
     arguments: "PretrainArguments", source: Any, processor: "IGPTImageProcessor", tokens: "DatasetDict"
 ) -> "IGPTTrainer":
-    import torch
     from transformers import set_seed
 
     from hf_igpt.training.callbacks import SampleGridCallback
-    from hf_igpt.training.cost import matmul_peak
     from hf_igpt.training.objectives import collator, model_class
-    from hf_igpt.training.throughput import Throughput
     from hf_igpt.training.trainer import IGPTTrainer
 
     set_seed(arguments.seed)
@@ -184,14 +156,12 @@ def _build_trainer(
     training = training_arguments(arguments, len(tokens["train"]))
     # `from_config` picks the attention backend; a checkpoint of another backend loads all the same.
     model = model_class(config)._from_config(config, attn_implementation=arguments.attn_implementation)
-    dtype = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
-    peak = matmul_peak(training.device, dtype) * training.world_size
-    throughput = Throughput(config, arguments.total_batch_size, peak)
+    throughput = throughput_of(config, training, arguments.total_batch_size)
     trainer = IGPTTrainer(
         model,
         training,
         train_dataset=_train_dataset(arguments, source, processor, tokens),
-        eval_dataset=_token_dataset(tokens["validation"], processor) if "validation" in tokens else None,
+        eval_dataset=token_dataset(tokens["validation"], processor) if "validation" in tokens else None,
         data_collator=collator(arguments, config),
         processing_class=processor,
         throughput=throughput,
@@ -210,60 +180,16 @@ def _build_trainer(
     return trainer
 
 
-def _token_dataset(tokens: Any, processor: "IGPTImageProcessor", **augmentation: Any) -> Any:
-    from hf_igpt.data.loading import TokenDataset
-
-    return TokenDataset(tokens, num_values=processor.num_colors, grid=processor.grid, **augmentation)
-
-
 def _train_dataset(arguments: "PretrainArguments", source: Any, processor: Any, tokens: "DatasetDict") -> Any:
-    from hf_igpt.data.loading import ImageTokenDataset
-
     if arguments.augmentation != "random_resized_crop":
-        return _token_dataset(
+        return token_dataset(
             tokens["train"],
             processor,
             augment=arguments.augmentation,
             seed=arguments.seed,
             padding=arguments.augmentation_padding,
         )
-    if not processor.do_center_crop:
-        raise ValueError(
-            "`augmentation: random_resized_crop` trains on crops, so validation images must be cropped too: the image "
-            f"processor in {arguments.palette} has no centre crop. Fit one with `crop_size`."
-        )
-    crop_size = processor.crop_size["height"]
-    return ImageTokenDataset(
-        source.split("train"),
-        # The crops are drawn here, so the processor's own crop must not come on top.
-        type(processor)(size=processor.size, palette=processor.palette, resample=processor.resample),
-        image_column=source.image_column,
-        label_column="none",
-        seed=arguments.seed,
-        # The paper's 256 to 384 pixels for a crop of 224.
-        shorter_side=(round(crop_size * 256 / 224), round(crop_size * 384 / 224)),
-        crop_size=crop_size,
-        image_roots=source.image_roots,
-    )
-
-
-def _train(trainer: "IGPTTrainer") -> str | None:
-    """Trains to the end and returns the name of the checkpoint that it went on from."""
-    from hf_igpt.training.errors import TrainingStopped, is_out_of_memory
-
-    checkpoint = trainer.newest_checkpoint()
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        now, in_validation = trainer.args.per_device_train_batch_size, trainer.args.per_device_eval_batch_size
-        raise TrainingStopped(
-            f"Out of memory with {now} images at once on a device. Give `--per_device_train_batch_size "
-            f"{max(1, now // 2)}` (the images of a step stay the same) or `--gradient_checkpointing`; in validation "
-            f"a `--per_device_eval_batch_size` below {in_validation}. {error}"
-        ) from error
-    return checkpoint and checkpoint.name
+    return crop_dataset(source, source.split("train"), processor, arguments.seed, label_column="none")
 
 
 def _metrics(trainer: "IGPTTrainer", arguments: "PretrainArguments", tokens: "DatasetDict") -> dict[str, Any]:

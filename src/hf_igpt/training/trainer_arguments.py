@@ -10,10 +10,18 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from hf_igpt.training.arguments import PretrainArguments
+    from hf_igpt.training.finetune_arguments import FinetuneArguments
 
 
-def training_arguments(arguments: "PretrainArguments", num_images: int) -> "TrainingArguments":
-    """Trainer's arguments for a run on so many images. Raises ValueError as the two functions below."""
+def training_arguments(
+    arguments: "PretrainArguments | FinetuneArguments", num_images: int, **changes: Any
+) -> "TrainingArguments":
+    """
+    Trainer's arguments for a run on so many images: those of pretraining, with `changes` to them.
+
+    Raises:
+        ValueError: as the two functions below.
+    """
     import torch
     from transformers import TrainingArguments
 
@@ -23,7 +31,7 @@ def training_arguments(arguments: "PretrainArguments", num_images: int) -> "Trai
     steps_per_epoch = math.ceil(num_images / arguments.total_batch_size)
     per_device, accumulation = split_batch(arguments)
     has_validation = not arguments.fold_validation
-    return TrainingArguments(
+    fields = dict(
         output_dir=arguments.output_dir,
         seed=arguments.seed,
         data_seed=arguments.seed,
@@ -58,9 +66,10 @@ def training_arguments(arguments: "PretrainArguments", num_images: int) -> "Trai
         **_precision(arguments.precision),
         **checkpointing,
     )
+    return TrainingArguments(**(fields | changes))
 
 
-def split_batch(arguments: "PretrainArguments") -> tuple[int, int]:
+def split_batch(arguments: "PretrainArguments | FinetuneArguments") -> tuple[int, int]:
     """Images at once on a device, and accumulation steps, of one optimizer step. Raises ValueError for a remainder."""
     devices, total = process_state().num_processes, arguments.total_batch_size
     if total % devices:

@@ -1,0 +1,15 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-igpt[train]"]
+# ///
+"""
+The command `hf-igpt figure` as a file.
+
+python scripts/figure.py [RECIPE] [--option value ...]
+"""
+
+from hf_igpt.commands.figure import main
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""Probes every layer of a checkpoint: what a linear classifier or the nearest neighbours can read from frozen
+features. Writes accuracies and their curve over layers.
+
+hf-igpt probe --model outputs/digits/model
+hf-igpt probe --model outputs/digits/checkpoint-*
+
+Features are computed once and kept in the folder `features` beside the checkpoint. Layer, penalty and everything else
+is chosen on validation; test is read once.
+"""
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_igpt.arguments import option, parse_arguments
+from hf_igpt.commands.running import run_command, use_cpu_threads
+from hf_igpt.data.masking import PAPER_RATE
+from hf_igpt.data.options import LabelledImages
+
+
+SPLITS = ("train", "validation", "test")
+# The paper's ensemble (section 4.6).
+NUM_MASKS = 5
+
+
+@dataclass(kw_only=True)
+class ProbeArguments(LabelledImages):
+    """Options of probe."""
+
+    model: list[str] = option(["outputs/digits/model"], "checkpoint folders or Hub names, probed one after the other")
+    solver: str = option(
+        "lbfgs",
+        "lbfgs: logistic regression; knn: a weighted vote of the nearest neighbours",
+        choices=("lbfgs", "knn"),
+    )
+    norm: str = option("post", "features after the norm as in the paper, or the raw residual", choices=("post", "raw"))
+    layers: list[int] | None = option(None, "layers to probe, 0 being the embeddings; by default all", low=0)
+    concatenate: int = option(1, "neighbouring layers put side by side, 5 in the paper", low=1)
+    standardize: bool = option(True, "give every feature mean 0 and variance 1 over train")
+    penalties: list[float] | None = option(
+        None,
+        "weights of half the squared weights, one chosen on validation; by default 1e-5 to 10 in half decades",
+        above=0,
+        only_if=("solver", "lbfgs".__eq__),
+    )
+    refit: bool = option(
+        True,
+        "fit on train and validation with the chosen penalty before test is read",
+        only_if=("solver", "lbfgs".__eq__),
+    )
+    neighbours: list[int] | None = option(
+        None, "numbers of neighbours; by default 10, 20, 100, 200", low=1, only_if=("solver", "knn".__eq__)
+    )
+    temperature: float = option(
+        0.07, "temperature of the neighbours' weights", above=0, only_if=("solver", "knn".__eq__)
+    )
+    labels_per_class: list[int] | None = option(
+        None,
+        "also probe the best layer on seeded subsets with so many labels of every class, 4, 25 and 400 in the paper",
+        low=1,
+        only_if=("solver", "lbfgs".__eq__),
+    )
+    num_subsets: int = option(5, "subsets of each size", low=1, only_if=("labels_per_class", bool))
+    pixels: bool = option(
+        False,
+        "also probe the pixels of the palette themselves, as a baseline",
+    )
+    mask_rate: float | None = option(
+        None, "for masked models, probability that a pixel is hidden, 0 for none; by default 0.15", low=0, high=1
+    )
+    num_masks: int | None = option(
+        None, "for masked models, masks of every test image that vote together; by default 5", low=1
+    )
+    seed: int = option(0, "seed of subsets, masks and ties in a vote", low=0, high=2**31 - 1)
+    export: str | None = option(
+        None,
+        "parquet file for the features of all splits and layers, with labels",
+    )
+    features_dir: str | None = option(
+        None,
+        "folder for features; by default 'features' beside the checkpoint",
+    )
+    batch_size: int | None = option(None, "images at once on one device; by default what suits it", low=1)
+    output_dir: str | None = option(None, "folder for results; by default probe-SOLVER-NAME beside the checkpoint")
+    cpu_threads: int | None = option(
+        None, "threads of each process on a machine without a GPU; by default its share of the cores", low=1
+    )
+
+
+def parse(argv: list[str] | None = None) -> ProbeArguments:
+    """The options of probe, checked."""
+    arguments = parse_arguments(ProbeArguments, __doc__, argv)
+    if len(arguments.model) > 1 and (given := arguments.output_dir or arguments.export):
+        raise ValueError(f"With several models each needs an output of its own, got {given}. Leave it out.")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `hf-igpt probe`."""
+    run_command(_main, argv)
+
+
+def _main(argv: list[str] | None) -> None:
+    arguments = parse(argv)
+    use_cpu_threads(arguments.cpu_threads)
+    for name in arguments.model:
+        _probe(name, arguments)
+
+
+def _probe(name: str, arguments: ProbeArguments) -> None:
+    from hf_igpt.commands.checkpoints import beside, checkpoint_record, labelled_tokens, load_checkpoint
+    from hf_igpt.processes import process_state
+    from hf_igpt.results import print_results, read_results
+    from hf_igpt.stages import is_finished
+    from hf_igpt.storage import check_writable
+
+    state = process_state()
+    model, processor, digest = load_checkpoint(name)
+    masks = _mask_options(name, arguments, model)
+    folder = Path(arguments.output_dir or beside(name, f"probe-{arguments.solver}-{Path(name).name}"))
+    tokens = labelled_tokens(arguments, name, model, processor, beside(name, "probe-tokens"), state)
+    if lacking := [split for split in SPLITS if split not in tokens]:
+        raise ValueError(
+            f"Probes need the splits train, validation and test, but the data has no {lacking[0]}. Give a "
+            "`validation_fraction` or `test_fraction` with `dataset_name`."
+        )
+    options = {
+        field: value
+        for field, value in asdict(arguments).items()
+        if field not in ("model", "output_dir", "features_dir", "batch_size", "cpu_threads", "tokens")
+    }
+    made_from = {
+        "model": digest,
+        "tokens": {split: tokens[split]._fingerprint for split in SPLITS},
+        "options": options | masks,
+    }
+    done = is_finished(folder, made_from) and _export_exists(arguments)
+    state.wait_for_everyone()
+    if not done:
+        if state.is_main_process:
+            check_writable(folder.parent)
+        job = {"name": name, "folder": folder, "made_from": made_from, "masks": masks, "digest": digest}
+        record = checkpoint_record(name, model, digest)
+        _run(arguments, model.to(state.device), processor, tokens, job, record, state)
+    if state.is_main_process:
+        print_results(read_results(folder))
+
+
+def _export_exists(arguments: ProbeArguments) -> bool:
+    return arguments.export is None or Path(arguments.export).is_file()
+
+
+def _mask_options(name: str, arguments: ProbeArguments, model: Any) -> dict[str, Any]:
+    """The options of masks with their defaults; none for a next-pixel model, which can't use them."""
+    given = {field: value for field in ("mask_rate", "num_masks") if (value := getattr(arguments, field)) is not None}
+    if not model.config.is_causal:
+        return {"mask_rate": PAPER_RATE, "num_masks": NUM_MASKS} | given
+    if given:
+        raise ValueError(f"`{next(iter(given))}` has no effect: {name} is a next-pixel model. Leave it out.")
+    return {}
+
+
+def _run(arguments, model, processor, tokens, job, record, state) -> None:
+    from hf_igpt.data.classes import class_names, labels_of
+    from hf_igpt.figures import save_layer_curve
+    from hf_igpt.results import write_results
+    from hf_igpt.stages import write_stage
+    from hf_igpt.storage import staged_folder
+
+    started = time.perf_counter()
+    names = class_names(tokens)
+    labels = {split: labels_of(tokens[split], len(names), split) for split in SPLITS}
+    metrics = _measure(arguments, model, processor, tokens, labels, names, job, state)
+    if not state.is_main_process:
+        return
+    with staged_folder(job["folder"], overwrite=True) as staged:
+        write_stage(staged, job["made_from"])
+        results = write_results(
+            staged,
+            metrics=metrics,
+            seeds={"seed": arguments.seed},
+            arguments=asdict(arguments) | job["masks"],
+            wall_seconds=time.perf_counter() - started,
+            probe=_description(arguments),
+            checkpoint=record,
+            dataset={
+                "name": arguments.dataset_name or arguments.tokens or "tokens of the pretraining",
+                "num_classes": len(names),
+                "num_images": {split: len(labels[split]) for split in SPLITS},
+            },
+        )
+        save_layer_curve(results, staged / "layers.png")
+
+
+def _description(arguments: ProbeArguments) -> dict[str, Any]:
+    return {
+        "solver": arguments.solver,
+        "pooling": "mean",
+        "norm": arguments.norm,
+        "standardize": arguments.standardize,
+        "concatenate": arguments.concatenate,
+        "fitted_on": "train and validation" if arguments.solver == "lbfgs" and arguments.refit else "train",
+        "chosen_on": "validation",
+        "reported_on": "test",
+    }
+
+
+def _measure(arguments, model, processor, tokens, labels, names, job, state) -> dict[str, Any] | None:
+    from tqdm.auto import tqdm
+
+    from hf_igpt.evaluation.feature_store import export_features
+    from hf_igpt.evaluation.low_data import low_data_probes
+    from hf_igpt.evaluation.probes import NEIGHBOURS, PENALTIES, ProbeData, fit_probes
+
+    seconds = time.perf_counter()
+    features, test_masks = _features(arguments, model, processor, tokens, job, state)
+    seconds = time.perf_counter() - seconds
+    if not state.is_main_process:
+        return None
+    if arguments.export is not None:
+        export_features(arguments.export, features, labels, names)
+    data = ProbeData(features, labels, len(names), test_masks)
+    common = {"standardize": arguments.standardize, "device": state.device}
+    options = {"solver": arguments.solver, "seed": arguments.seed, "refit": arguments.refit, **common}
+    fitting = [count for count in NEIGHBOURS if count <= len(labels["train"])] or [len(labels["train"])]
+    options |= {"penalties": arguments.penalties or PENALTIES, "neighbours": arguments.neighbours or fitting}
+    options |= {"temperature": arguments.temperature}
+    layers = arguments.layers or list(range(data.num_layers))
+    started = time.perf_counter()
+    with tqdm(total=len(layers), desc="Probing layers") as bar:
+        metrics = fit_probes(data, layers=layers, concatenate=arguments.concatenate, progress=bar.update, **options)
+    metrics["pixels"] = _probe_pixels(processor, tokens, labels, len(names), options) if arguments.pixels else None
+    metrics["low_data"] = None
+    if arguments.labels_per_class:
+        metrics["low_data"] = low_data_probes(
+            data,
+            metrics["best"]["layer"],
+            arguments.labels_per_class,
+            num_subsets=arguments.num_subsets,
+            seed=arguments.seed,
+            concatenate=arguments.concatenate,
+            **({"penalties": arguments.penalties} if arguments.penalties else {}),
+            **common,
+        )
+    return metrics | {"feature_seconds": seconds, "fit_seconds": time.perf_counter() - started}
+
+
+def _features(arguments, model, processor, tokens, job, state) -> tuple[dict[str, list], list[list]]:
+    """Features of the splits, and those of test under further masks."""
+    from tqdm.auto import tqdm
+
+    from hf_igpt.commands.checkpoints import beside
+    from hf_igpt.data.masking import Masking
+    from hf_igpt.evaluation.feature_store import FeatureSettings, prepare_features
+
+    rate, count = job["masks"].get("mask_rate"), job["masks"].get("num_masks", 1)
+    masking = Masking(model.config.n_positions, rate, arguments.seed) if rate else None
+    settings = FeatureSettings(processor.palette_hash, arguments.norm == "post", masking)
+    folder = Path(arguments.features_dir or beside(job["name"], "features"))
+
+    def prepare(split: str, number: int) -> list:
+        share = -(-len(tokens[split]) // state.num_processes)
+        with tqdm(total=share, desc=f"Features of {split}", disable=not state.is_main_process) as bar:
+            return prepare_features(
+                folder,
+                model,
+                job["digest"],
+                tokens[split],
+                split,
+                settings,
+                state,
+                mask=(number, count),
+                batch_size=arguments.batch_size,
+                progress=bar.update,
+            )
+
+    features = {split: prepare(split, 0) for split in SPLITS}
+    return features, [prepare("test", number) for number in range(1, count)] if masking is not None else []
+
+
+def _probe_pixels(processor, tokens, labels, num_classes: int, options: dict[str, Any]) -> dict[str, Any]:
+    """The same probe of what the model is given: the palette's colours at every position, float32."""
+    import numpy as np
+
+    from hf_igpt.data.token_store import token_rows
+    from hf_igpt.evaluation.probes import ProbeData, fit_probes
+
+    palette = np.float32(processor.palette / 255)
+    pixels = {split: [palette[token_rows(tokens[split])].reshape(len(tokens[split]), -1)] for split in SPLITS}
+    row = fit_probes(ProbeData(pixels, labels, num_classes), **options)["best"]
+    return row | {"layer": None}
+
+
+if __name__ == "__main__":
+    main()

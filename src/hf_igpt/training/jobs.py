@@ -1,0 +1,137 @@
+"""What pretraining and fine-tuning share around their Trainer: finished runs, examples, the clock, the last step."""
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_igpt.processes import use_cpu
+from hf_igpt.training.run_folder import check_owner
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import TrainingArguments
+
+    from hf_igpt.configuration_igpt import ImageGPTConfig
+    from hf_igpt.data.loading import ImageTokenDataset, TokenDataset
+    from hf_igpt.data.sources import ImageSource
+    from hf_igpt.image_processing_igpt import IGPTImageProcessor
+    from hf_igpt.training.throughput import Throughput
+    from hf_igpt.training.trainer import IGPTTrainer
+
+logger = logging.getLogger(__name__)
+
+MODEL = "model"
+
+
+def check_backend(name: str) -> None:
+    """Raises ValueError for an attention backend that can't train here."""
+    import torch
+    from transformers.utils import is_flash_attn_2_available
+
+    has_gpu = torch.cuda.is_available() and not use_cpu()
+    if name in ("flash_attention_2", "flex_attention") and not has_gpu:
+        raise ValueError(f"`attn_implementation: {name}` trains on a GPU only, and there is none. Take sdpa.")
+    if name == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError(
+            "`attn_implementation: flash_attention_2` needs the package flash-attn. Install it, or take sdpa."
+        )
+
+
+def finished_results(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The results of a run that is finished, None where it isn't. Raises ValueError where it is another run's."""
+    from hf_igpt.results import RESULTS, read_results
+    from hf_igpt.storage import is_complete
+
+    if not (folder / RESULTS).is_file() or not is_complete(folder / MODEL):
+        return None
+    check_owner(folder, identity)
+    logger.info("%s is finished: nothing to do.", folder)
+    return read_results(folder)
+
+
+def announce(results: dict[str, Any] | None, is_main_process: bool) -> dict[str, Any]:
+    """Prints results from one process; returns them, or nothing on the others."""
+    from hf_igpt.results import print_results
+
+    if is_main_process:
+        print_results(results)
+    return results or {}
+
+
+def token_dataset(tokens: "Dataset", processor: "IGPTImageProcessor", **augmentation: Any) -> "TokenDataset":
+    """A tokenized split as examples."""
+    from hf_igpt.data.loading import TokenDataset
+
+    return TokenDataset(tokens, num_values=processor.num_colors, grid=processor.grid, **augmentation)
+
+
+def check_centre_crop(processor: "IGPTImageProcessor") -> None:
+    """Raises ValueError for an image processor that would leave whole what training sees in crops."""
+    if not processor.do_center_crop:
+        raise ValueError(
+            "`augmentation: random_resized_crop` trains on crops, so validation images must be cropped too: the image "
+            "processor has no centre crop. Fit one with `crop_size`."
+        )
+
+
+def crop_dataset(
+    source: "ImageSource", images: "Dataset", processor: "IGPTImageProcessor", seed: int, *, label_column: str
+) -> "ImageTokenDataset":
+    """
+    Images of a source as examples of ImageNet's random crops, the same size and filter as the processor's own.
+
+    Raises:
+        ValueError: the processor has no centre crop.
+    """
+    from hf_igpt.data.loading import ImageTokenDataset
+
+    check_centre_crop(processor)
+    crop_size = processor.crop_size["height"]
+    return ImageTokenDataset(
+        images,
+        # The crops are drawn here, so the processor's own crop must not come on top.
+        type(processor)(size=processor.size, palette=processor.palette, resample=processor.resample),
+        image_column=source.image_column,
+        label_column=label_column,
+        seed=seed,
+        # The paper's 256 to 384 pixels for a crop of 224.
+        shorter_side=(round(crop_size * 256 / 224), round(crop_size * 384 / 224)),
+        crop_size=crop_size,
+        image_roots=source.image_roots,
+    )
+
+
+def throughput_of(config: "ImageGPTConfig", training: "TrainingArguments", images_per_step: int) -> "Throughput":
+    """A clock that knows the peak of the run's devices at its precision."""
+    import torch
+
+    from hf_igpt.training.cost import matmul_peak
+    from hf_igpt.training.throughput import Throughput
+
+    dtype = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
+    return Throughput(config, images_per_step, matmul_peak(training.device, dtype) * training.world_size)
+
+
+def train_to_the_end(trainer: "IGPTTrainer") -> str | None:
+    """
+    Trains from the newest checkpoint and returns its name, or None where there was none.
+
+    Raises:
+        TrainingStopped: training had to end early; for want of memory it names the option to lower.
+    """
+    from hf_igpt.training.errors import TrainingStopped, is_out_of_memory
+
+    checkpoint = trainer.newest_checkpoint()
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        now, in_validation = trainer.args.per_device_train_batch_size, trainer.args.per_device_eval_batch_size
+        raise TrainingStopped(
+            f"Out of memory with {now} images at once on a device. Give `--per_device_train_batch_size "
+            f"{max(1, now // 2)}` (the images of a step stay the same) or `--gradient_checkpointing`; in validation "
+            f"a `--per_device_eval_batch_size` below {in_validation}. {error}"
+        ) from error
+    return checkpoint and checkpoint.name
