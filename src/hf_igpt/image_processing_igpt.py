@@ -17,7 +17,7 @@ _BLOCK_IMAGES = 64
 _FIELDS = ("size", "palette", "do_resize", "do_center_crop", "crop_size", "resample")
 # What a saved config holds besides the fields, and what loading passes along with a user's keywords.
 _SERVICE_KEYS = {"image_processor_type", "feature_extractor_type", "processor_class", "auto_map"}
-_LOADING_KEYS = {"trust_remote_code", "code_revision", "proxies"}
+_LOADING_KEYS = {"trust_remote_code", "code_revision", "proxies", "dtype"}  # the last from `pipeline`, for its model
 # transformers' ImageGPT processor always maps 0...255 to [-1, 1] and then to the nearest cluster; 127.5 * (c + 1) says
 # the same in 0...255. Its options are accepted where they ask for just that.
 _NATIVE_OPTIONS = {

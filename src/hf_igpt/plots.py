@@ -111,13 +111,17 @@ def save_png(image: Image.Image, path: str | os.PathLike) -> Path:
 
 
 def save_loss_curve(
-    log_history: Sequence[dict[str, Any]], path: str | os.PathLike, references: dict[str, float] | None = None
+    log_history: Sequence[dict[str, Any]],
+    path: str | os.PathLike,
+    references: dict[str, float] | None = None,
+    unit: str = "nats per token",
 ) -> Path:
     """
-    Draws training and validation loss in nats per token over optimizer steps, from Trainer's `log_history`.
+    Draws training and validation loss over optimizer steps, from Trainer's `log_history`.
 
     Args:
         references: names and heights of horizontal lines, such as the baselines.
+        unit: of the loss, for the axis.
     """
     from matplotlib.figure import Figure
 
@@ -130,7 +134,7 @@ def save_loss_curve(
     for (name, height), style in zip((references or {}).items(), ("--", ":", "-."), strict=False):
         axes.axhline(height, color="grey", linestyle=style, linewidth=1, label=f"{name} ({height:.3f})")
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("nats per token")
+    axes.set_ylabel(unit)
     if axes.lines:
         axes.legend()
     axes.grid(alpha=0.3)

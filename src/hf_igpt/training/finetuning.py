@@ -298,7 +298,7 @@ def _write(
     from hf_igpt.results import write_results
     from hf_igpt.training.throughput import training_seconds
 
-    save_loss_curve(trainer.state.log_history, Path(settings.output_dir) / CURVE)
+    save_loss_curve(trainer.state.log_history, Path(settings.output_dir) / CURVE, unit="loss in nats")
     seeds = {"seed": settings.seed, "split_seed": settings.split_seed, "subset_seed": settings.subset_seed or 0}
     return write_results(
         settings.output_dir,
