@@ -106,7 +106,7 @@ def test_masks_stay_on_and_vote(run, trained):
 
 def test_neighbours_raw_features_and_other_images(run, trained):
     arguments = ("--solver", "knn", "--neighbours", "1", "3", "--norm", "raw", "--dataset_name", "digits")
-    images = ("--max_images", "30", "--test_fraction", "0.3", "--split_seed", "5")
+    images = ("--max_images", "30", "--split_seed", "5")
     result = run("probe", "--model", MODEL, *arguments, *images, cwd=trained)
     assert result.status == 0, result.stderr
     assert result.results["dataset"]["name"] == "digits"
