@@ -8,15 +8,17 @@ Features are computed once and kept in the folder `features` beside the checkpoi
 is chosen on validation; test is read once.
 """
 
+import hashlib
+import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from hf_igpt.arguments import option, parse_arguments
 from hf_igpt.commands.running import run_command, use_cpu_threads
 from hf_igpt.data.masking import PAPER_RATE
-from hf_igpt.data.options import LabelledImages
+from hf_igpt.data.options import ImageOptions, LabelledImages
 
 
 SPLITS = ("train", "validation", "test")
@@ -119,7 +121,7 @@ def _probe(name: str, arguments: ProbeArguments) -> None:
     model, processor, digest = load_checkpoint(name)
     masks = _mask_options(name, arguments, model)
     folder = Path(arguments.output_dir or beside(name, f"probe-{arguments.solver}-{Path(name).name}"))
-    tokens = labelled_tokens(arguments, name, model, processor, beside(name, "probe-tokens"), state)
+    tokens = labelled_tokens(arguments, name, model, processor, beside(name, _tokens_folder(arguments)), state)
     if lacking := [split for split in SPLITS if split not in tokens]:
         raise ValueError(
             f"Probes need the splits train, validation and test, but the data has no {lacking[0]}. Give a "
@@ -145,6 +147,12 @@ def _probe(name: str, arguments: ProbeArguments) -> None:
         _run(arguments, model.to(state.device), processor, tokens, job, record, state)
     if state.is_main_process:
         print_results(read_results(folder))
+
+
+def _tokens_folder(arguments: ProbeArguments) -> str:
+    """A name for the tokens of the images asked for, so that other images don't meet them."""
+    chosen = {field.name: getattr(arguments, field.name) for field in fields(ImageOptions)}
+    return f"probe-tokens-{hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
 def _export_exists(arguments: ProbeArguments) -> bool:
