@@ -15,7 +15,7 @@ from hf_igpt.training.throughput import training_seconds
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-RUNS = ("digits", "digits-masked", "cifar10-cpu")
+RUNS = ("digits", "digits-masked", "cifar10-cpu", "cifar10-masked-cpu")
 
 
 def results_table() -> str:
