@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_igpt.figures import FIGURES, Measured, save_bars, save_checkpoints, save_layer_curve, save_layers
+from hf_igpt.figures import FIGURES, save_bars, save_checkpoints, save_layer_curve, save_layers
+from hf_igpt.measured import Measured
 
 
 def probe(name="outputs/run/model", objective="next_pixel", peak=0.9, best=2, step=None, loss=2.0, **metrics) -> dict:
@@ -23,9 +24,10 @@ def probe(name="outputs/run/model", objective="next_pixel", peak=0.9, best=2, st
     }
 
 
-def fine_tuned(objective: str, accuracy: float, masks: int = 1) -> dict:
+def fine_tuned(objective: str, accuracy: float, masks: int = 1, from_scratch: bool = False, **test) -> dict:
     checkpoint = {"name": "outputs/run/model", "objective": objective}
-    return {"checkpoint": checkpoint, "metrics": {"test": {"accuracy": accuracy, "ensemble_masks": masks}}}
+    metrics = {"test": {"accuracy": accuracy, "ensemble_masks": masks} | test}
+    return {"checkpoint": checkpoint, "from_scratch": from_scratch, "metrics": metrics}
 
 
 @pytest.fixture
@@ -96,7 +98,7 @@ def test_pixels_of_several_data_sets(tmp_path, axes):
 
 def test_checkpoints(tmp_path, axes):
     """In the order of training, one curve for a run, lower loss to the right, and steps beside the points."""
-    points = [(4000, 2.05, 0.93), (1000, 2.2, 0.8), (2_000_000, 2.06, 0.95)]
+    points = [(131_072, 2.05, 0.93), (1025, 2.2, 0.8), (2_000_000, 2.06, 0.95)]
     measured = [Measured(probe(f"runs/a/checkpoint-{s}", step=s, loss=loss, peak=p)) for s, loss, p in points]
     measured.append(Measured(probe("runs/b/model", step=500, loss=2.3, peak=0.6)))
     drawn = save_checkpoints(measured, tmp_path / "f.png")
@@ -104,12 +106,12 @@ def test_checkpoints(tmp_path, axes):
         "name": "runs/a (1.36B parameters)",
         "losses": [2.2, 2.05, 2.06],
         "accuracies": pytest.approx([80, 93, 95]),
-        "steps": [1000, 4000, 2_000_000],
+        "steps": [1025, 131_072, 2_000_000],
     }
     assert drawn[1]["name"] == "runs/b (1.36B parameters)" and len(drawn) == 2
     left, right = axes[0].get_xlim()
     assert left > 2.3 and right < 2.05
-    assert {text.get_text() for text in axes[0].texts} == {"1K", "4K", "2M", "500"}
+    assert {text.get_text() for text in axes[0].texts} == {"1025", "131K", "2M", "500"}
     assert axes[0].get_xlabel() == "validation loss (nats per token)"
     np.testing.assert_allclose(lines(axes[0])["runs/a (1.36B parameters)"], [[2.2, 80], [2.05, 93], [2.06, 95]])
 
@@ -123,12 +125,29 @@ def test_names_join_checkpoints_and_long_runs_keep_few_labels(tmp_path, axes):
     assert axes[0].get_xlabel() == "validation loss (nats per masked token)"
 
 
+def test_a_curve_is_of_one_kind_of_probe(tmp_path, axes):
+    """The same checkpoint under two solvers is no progress of training."""
+    by_knn = probe("runs/a/checkpoint-2", step=2, loss=1.9, peak=0.7)
+    by_knn["probe"]["solver"] = "knn"
+    pair = [probe("runs/a/checkpoint-1", step=1), by_knn]
+    with pytest.raises(ValueError, match=r"`probe.solver` is 'lbfgs' in x and 'knn' in y, which would form one curve"):
+        save_checkpoints([Measured(item, source) for item, source in zip(pair, "xy", strict=True)], tmp_path / "f.png")
+    assert not list(tmp_path.iterdir())
+    named = [Measured(item, name=name) for item, name in zip(pair, ("fitted", "neighbours"), strict=True)]
+    assert [curve["name"] for curve in save_checkpoints(named, tmp_path / "f.png")] == ["fitted", "neighbours"]
+    assert ":" not in axes[-1].get_title()
+    save_layer_curve(by_knn, tmp_path / "f.png")
+    assert axes[-1].get_title() == "Accuracy at every layer: nearest neighbours"
+
+
 def test_bars(tmp_path, axes):
     masked = probe(objective="masked", peak=0.8, ensemble={"masks": 5, "test_accuracy": 0.81})
     online = probe(objective="masked", peak=0.7)
     online["probe"]["solver"] = "attentive"
     online["metrics"]["best"] |= {"ensemble_masks": 3, "ensemble_test_accuracy": 0.71}
-    results = [probe(), masked, online, fine_tuned("next_pixel", 0.99), fine_tuned("masked", 0.98, 5)]
+    results = [probe(), masked, online, fine_tuned("next_pixel", 0.99)]
+    results.append(fine_tuned("masked", 0.98, 5, single_mask_accuracy=0.975))
+    results.append(fine_tuned("next_pixel", 0.6, from_scratch=True))
     drawn = save_bars([Measured(item) for item in results], tmp_path / "f.png")
     assert [tuple(bar.values()) for bar in drawn] == [
         ("linear probe", "next pixel", pytest.approx(90), 1),
@@ -137,14 +156,17 @@ def test_bars(tmp_path, axes):
         ("attentive", "masked, one mask", pytest.approx(70), 1),
         ("attentive", "masked, majority of 3 masks", pytest.approx(71), 3),
         ("fine-tuned", "next pixel", pytest.approx(99), 1),
+        ("fine-tuned", "masked, one mask", pytest.approx(97.5), 1),
         ("fine-tuned", "masked, majority of 5 masks", pytest.approx(98), 5),
+        ("from scratch", "next pixel", pytest.approx(60), 1),
     ]
     heights = [bar.get_height() for bar in axes[0].patches]
-    assert sorted(heights) == pytest.approx([70, 71, 80, 81, 90, 98, 99])
+    assert sorted(heights) == pytest.approx([60, 70, 71, 80, 81, 90, 97.5, 98, 99])
     assert [bar.get_height() for bar in axes[0].patches if bar.get_hatch()] == pytest.approx([81, 71, 98])
     places = [bar.get_x() for bar in axes[0].patches]
     assert all(gap > 0.89 for gap in np.diff(sorted(places)))
-    assert [label.get_text() for label in axes[0].get_xticklabels()] == ["linear probe", "attentive", "fine-tuned"]
+    words = [label.get_text() for label in axes[0].get_xticklabels()]
+    assert words == ["linear probe", "attentive", "fine-tuned", "from scratch"]
     assert legend(axes[0]) == [
         "next pixel",
         "masked, one mask",
@@ -171,6 +193,7 @@ def test_bars(tmp_path, axes):
         ("checkpoints", "checkpoint", [], "`checkpoint.objective` in x.json must be str"),
         ("bars", "metrics.best.test_accuracy", "0.9", "`metrics.best.test_accuracy` in x.json .* got '0.9'"),
         ("bars", "metrics.ensemble", {"masks": 5}, "`metrics.ensemble.test_accuracy` in x.json"),
+        ("layers", "probe", {}, "`probe.solver` in x.json must be str"),
         ("bars", "probe", {}, "`probe.solver` in x.json must be str"),
     ],
 )

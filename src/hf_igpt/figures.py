@@ -2,9 +2,9 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hf_igpt.measured import OBJECTIVES, Measured
 from hf_igpt.storage import atomic_path
 
 
@@ -12,61 +12,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-OBJECTIVES = {"next_pixel": "next pixel", "masked": "masked"}
 _SOLVERS = {
     "lbfgs": "linear probe",
     "sgd": "linear probe (SGD)",
     "knn": "nearest neighbours",
     "attentive": "attentive",
 }
+# What must be the same of the probes of one curve.
+_PROTOCOL = ("solver", "pooling", "norm", "concatenate", "standardize", "fitted_on")
 _STEP_LABELS = 6
 _MAX_BARS = 12
-
-
-@dataclass(frozen=True)
-class Measured:
-    """
-    One results.json.
-
-    Args:
-        results: as `hf_igpt.results.read_results` returns it.
-        source: where it lies, for error messages.
-        name: what the figure calls it; by default its checkpoint's name.
-    """
-
-    results: dict[str, Any]
-    source: str = "results"
-    name: str | None = None
-
-    def get(self, field: str, kinds: type | tuple[type, ...], within: Any = None) -> Any:
-        """A field such as "metrics.best.layer", of one of these types. ValueError names field and file."""
-        value = self.results if within is None else within
-        for key in field.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-        kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise ValueError(
-                f"`{field}` in {self.source} must be {wanted}, got {value!r:.60}. "
-                "Give results of `hf-igpt probe` or `hf-igpt finetune`, or make them again."
-            )
-        return value
-
-    def percent(self, field: str, within: Any = None) -> float:
-        """An accuracy in percent. ValueError where it isn't a fraction."""
-        value = self.get(field, (float, int), within)
-        if not 0 <= value <= 1:
-            raise ValueError(f"`{field}` in {self.source} must be a fraction in [0, 1], got {value}.")
-        return 100 * value
-
-    @property
-    def objective(self) -> str:
-        objective = self.get("checkpoint.objective", str)
-        if objective not in OBJECTIVES:
-            raise ValueError(
-                f"`checkpoint.objective` in {self.source} must be one of {', '.join(OBJECTIVES)}, got {objective!r}."
-            )
-        return objective
 
 
 def save_layer_curve(results: dict[str, Any], path: str | os.PathLike) -> None:
@@ -86,19 +41,12 @@ def save_layers(measured: Sequence[Measured], path: str | os.PathLike) -> list[d
     """
     curves = [_layer_curve(item) for item in _some(measured)]
     _refuse_twins([curve["name"] for curve in curves], measured)
-    figure, axes = _canvas("Accuracy of a probe at every layer", "layer (0: input of the first block)")
+    figure, axes = _canvas(f"Accuracy at every layer{_solvers(measured)}", "layer (0: input of the first block)")
     for curve in curves:
         label = f"{curve['name']} (best: layer {curve['best_layer']}, {curve['best_accuracy']:.1f} %)"
         (line,) = axes.plot(curve["layers"], curve["accuracies"], marker=".", label=label)
-        axes.plot(
-            curve["best_layer"],
-            curve["best_accuracy"],
-            "*",
-            markersize=15,
-            color=line.get_color(),
-            zorder=3,
-            mec="black",
-        )
+        best = (curve["best_layer"], curve["best_accuracy"])
+        axes.plot(*best, "*", markersize=15, color=line.get_color(), zorder=3, mec="black")
     _draw_pixels(axes, curves)
     axes.plot([], [], "*", color="white", mec="black", markersize=12, label="best layer, chosen on validation")
     axes.xaxis.get_major_locator().set_params(integer=True)
@@ -126,17 +74,28 @@ def _layer_curve(item: Measured) -> dict[str, Any]:
     }
 
 
+def _solvers(measured: Sequence[Measured]) -> str:
+    """The end of a title; empty where results of several solvers are side by side."""
+    solvers = {_solver(item) for item in measured}
+    return f": {solvers.pop()}" if len(solvers) == 1 else ""
+
+
+def _solver(item: Measured) -> str:
+    solver = item.get("probe.solver", str)
+    return _SOLVERS.get(solver, solver)
+
+
 def _draw_pixels(axes: "Axes", curves: list[dict[str, Any]]) -> None:
     """One line for each height: probes of the same images share it."""
-    heights = sorted({round(curve["pixels"], 6) for curve in curves if curve["pixels"] is not None})
-    for height, style in zip(heights, ["--", ":", "-."] * len(heights), strict=False):
-        names = [
-            curve["name"] for curve in curves if curve["pixels"] is not None and round(curve["pixels"], 6) == height
-        ]
-        whose = f" of {', '.join(names)}" if len(heights) > 1 else ""
-        axes.axhline(
-            height, color="grey", linestyle=style, label=f"the same probe of raw pixels{whose} ({height:.1f} %)"
-        )
+    owners: dict[float, list[int]] = {}
+    for number, curve in enumerate(curves):
+        if curve["pixels"] is not None:
+            owners.setdefault(round(curve["pixels"], 6), []).append(number)
+    for height, numbers in sorted(owners.items()):
+        whose = f" of {', '.join(curves[number]['name'] for number in numbers)}" if len(owners) > 1 else ""
+        label = f"the same probe of raw pixels{whose} ({height:.1f} %)"
+        color = f"C{numbers[0]}" if len(owners) > 1 and len(numbers) == 1 else "grey"
+        axes.axhline(height, color=color, linestyle="--", label=label)
 
 
 def save_checkpoints(measured: Sequence[Measured], path: str | os.PathLike) -> list[dict[str, Any]]:
@@ -156,13 +115,15 @@ def save_checkpoints(measured: Sequence[Measured], path: str | os.PathLike) -> l
             "The validation losses of next-pixel and of masked models do not compare. Draw a figure for each."
         )
     curves: dict[str, list[tuple]] = {}
+    _refuse_mixtures(measured)
     for item in measured:
         loss = item.get("checkpoint.validation_nats_per_token", (float, int))
         step = item.get("checkpoint.step", (int, type(None)))
         point = (loss, item.percent("metrics.best.test_accuracy"), step)
         curves.setdefault(item.name or _run_name(item), []).append(point)
     token = "masked token" if objectives == {"masked"} else "token"
-    figure, axes = _canvas("Probe accuracy against validation loss", f"validation loss (nats per {token})")
+    title = f"Probe accuracy against validation loss{_solvers(measured)}"
+    figure, axes = _canvas(title, f"validation loss (nats per {token})")
     drawn = [_in_order(name, points) for name, points in curves.items()]
     highest = max(drawn, key=lambda curve: max(curve["accuracies"]))
     for curve in drawn:
@@ -182,6 +143,21 @@ def _in_order(name: str, points: list[tuple]) -> dict[str, Any]:
     points = sorted(points, key=lambda point: point[2] if has_steps else -point[0])
     losses, accuracies, steps = (list(column) for column in zip(*points, strict=True))
     return {"name": name, "losses": losses, "accuracies": accuracies, "steps": steps}
+
+
+def _refuse_mixtures(measured: Sequence[Measured]) -> None:
+    """A curve over checkpoints means something where only the checkpoint changes."""
+    first: dict[str, Measured] = {}
+    for item in measured:
+        name = item.name or _run_name(item)
+        other = first.setdefault(name, item)
+        for field in _PROTOCOL:
+            values = [one.get("probe", dict).get(field) for one in (other, item)]
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"`probe.{field}` is {values[0]!r} in {other.source} and {values[1]!r} in {item.source}, which "
+                    f"would form one curve, {name!r}. Give each curve a name of its own."
+                )
 
 
 def _run_name(item: Measured) -> str:
@@ -240,6 +216,7 @@ def save_bars(measured: Sequence[Measured], path: str | os.PathLike) -> list[dic
         ticks.append(left + (len(group) - 1) / 2)
         left += len(group) + 1
     axes.set_xticks(ticks, kinds)
+    axes.set_xlim(-1, left - 1)
     axes.set_ylim(0, 109)
     axes.set_yticks(range(0, 101, 20))
     _finish(figure, axes, path)
@@ -247,14 +224,16 @@ def save_bars(measured: Sequence[Measured], path: str | os.PathLike) -> list[dic
 
 
 def _bars_of(item: Measured) -> list[dict[str, Any]]:
-    """One bar, or two for a probe under masks: with one mask, and the majority of several."""
+    """One bar, or two of a masked model: with one mask, and the majority of several."""
     base = ", ".join(filter(None, (item.name, OBJECTIVES[item.objective])))
     if "probe" not in item.results:
-        count = item.get("metrics.test.ensemble_masks", int)
-        kind, votes = "fine-tuned", {count: item.percent("metrics.test.accuracy")}
+        kind = "from scratch" if item.results.get("from_scratch") is True else "fine-tuned"
+        count, votes = item.get("metrics.test.ensemble_masks", int), {}
+        if "single_mask_accuracy" in item.get("metrics.test", dict):
+            votes[1] = item.percent("metrics.test.single_mask_accuracy")
+        votes[count] = item.percent("metrics.test.accuracy")
     else:
-        solver = item.get("probe.solver", str)
-        kind, votes = _SOLVERS.get(solver, solver), {1: item.percent("metrics.best.test_accuracy")}
+        kind, votes = _solver(item), {1: item.percent("metrics.best.test_accuracy")}
         if item.results["metrics"].get("ensemble") is not None:
             votes[item.get("metrics.ensemble.masks", int)] = item.percent("metrics.ensemble.test_accuracy")
         elif "ensemble_masks" in item.get("metrics.best", dict):
@@ -282,11 +261,11 @@ def _refuse_twins(names: list[str], measured: Sequence[Measured]) -> None:
 
 
 def _short(number: int) -> str:
-    """131000 as 131K, as the paper writes steps."""
-    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
+    """131000 as 131K, as the paper writes steps; small numbers in full."""
+    if number < 10_000:
+        return str(number)
+    unit, size = next((unit, size) for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)) if number >= size)
+    return f"{number / size:.3g}{unit}"
 
 
 def _canvas(title: str, x_label: str) -> "tuple[Figure, Axes]":
@@ -304,7 +283,9 @@ def _canvas(title: str, x_label: str) -> "tuple[Figure, Axes]":
 
 def _finish(figure: "Figure", axes: "Axes", path: str | os.PathLike) -> None:
     # Below the axes, where no legend can cover a point.
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=9)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.set_figheight(4.1 + 0.21 * len(labels))
+    figure.legend(handles, labels, loc="outside lower center", fontsize=9)
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
 

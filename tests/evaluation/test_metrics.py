@@ -40,7 +40,8 @@ def load(tmp_path_factory):
         # Where `evaluate` copies scripts to, and imports them from.
         patch.setattr("evaluate.config.HF_MODULES_CACHE", caches)
         patch.setattr("evaluate.loading.init_dynamic_modules.__defaults__", ("evaluate_modules", caches))
-        yield lambda name: evaluate.load(metric_path(name), cache_dir=caches)
+        # A metric that raised keeps its file of inputs locked: the next one would wait for it.
+        yield lambda name: evaluate.load(metric_path(name), cache_dir=str(tmp_path_factory.mktemp("inputs")))
 
 
 def test_combined_in_a_new_process_without_network_or_cache(tmp_path):

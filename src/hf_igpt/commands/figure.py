@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _main(argv: list[str] | None) -> None:
     arguments = parse(argv)
-    from hf_igpt.figures import FIGURES, Measured
+    from hf_igpt.figures import FIGURES
+    from hf_igpt.measured import Measured
     from hf_igpt.results import print_results, write_results
     from hf_igpt.storage import check_writable
 
