@@ -3,9 +3,8 @@
     python benchmarks/probes.py --output probes.json
 
 Features are real ones, of every layer of a randomly initialised ImageGPT on shifted copies of scikit-learn's digits.
-Both minimise the same objective over the same standardised features, with one thread each. scikit-learn keeps
-its default tolerance; 1e-5 brings it closer to the minimum than ours. Objectives and accuracies are compared before
-anything is timed.
+Both minimise the same objective over the same standardised features, with one thread each. scikit-learn keeps its
+default tolerance. Objectives and accuracies are compared before anything is timed.
 """
 
 import statistics

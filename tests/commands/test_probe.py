@@ -50,7 +50,7 @@ def test_probes_of_every_layer(run, trained):
     checkpoint = results["checkpoint"]
     assert (checkpoint["name"], checkpoint["objective"], checkpoint["step"]) == (MODEL, "next_pixel", 6)
     recorded = json.loads((trained / "out/results.json").read_text())["metrics"]
-    assert checkpoint["validation_nats_per_token"] == recorded["validation"]["nats_per_token"]
+    assert checkpoint["validation_nats_per_token"] == pytest.approx(recorded["validation"]["nats_per_token"], rel=1e-6)
     assert checkpoint["parameters"] == recorded["parameters"]
     assert results["dataset"]["num_classes"] == 10
     assert Image.open(folder / "layers.png").width > 300
@@ -96,6 +96,10 @@ def test_masks_stay_on_and_vote(run, trained):
     for row in result.results["metrics"]["layers"]:
         assert row["ensemble_masks"] == 3
         assert 0 <= row["ensemble_test_accuracy"] <= 1
+    # The loss that its checkpoints have too, not the one at another rate or the bound.
+    history = json.loads((trained / "masked/results.json").read_text())["log_history"]
+    (loss,) = [entry["eval_loss"] for entry in history if entry["step"] == 2 and "eval_loss" in entry]
+    assert result.results["checkpoint"]["validation_nats_per_token"] == loss
     # Three masks of test, one of train and of validation.
     assert len(list((trained / "masked/features").iterdir())) == 5
     without = run(

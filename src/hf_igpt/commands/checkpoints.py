@@ -137,26 +137,24 @@ def checkpoint_record(name_or_path: str, model: "ImageGPTPreTrainedModel", diges
 
 
 def _training_record(folder: Path) -> tuple[int | None, float | None]:
-    """Optimizer steps and validation loss: of a checkpoint from Trainer's state, of a run's model from its results."""
+    """
+    Optimizer steps and validation loss at that step: of a checkpoint from Trainer's state, of a run's model from its
+    results. Both have Trainer's own loss, so that the points of a curve are of one quantity.
+    """
     from hf_igpt.results import RESULTS, read_results
     from hf_igpt.storage import read_json
 
     state, results = folder / "trainer_state.json", folder.parent / RESULTS
     if state.is_file():
         content = read_json(state)
-        step = content.get("global_step")
-        losses = [
-            entry["eval_loss"]
-            for entry in content.get("log_history", [])
-            if entry.get("step") == step and "eval_loss" in entry
-        ]
-        return step, losses[-1] if losses else None
-    if folder.is_dir() and results.is_file():
-        metrics = read_results(results)["metrics"]
-        validation = metrics.get("validation") or {}
-        nats = validation.get("nats_per_token", validation.get("bound_nats_per_token"))
-        return metrics.get("optimizer_steps"), nats
-    return None, None
+        step, history = content.get("global_step"), content.get("log_history", [])
+    elif folder.is_dir() and results.is_file():
+        content = read_results(results)
+        step, history = content["metrics"].get("optimizer_steps"), content.get("log_history", [])
+    else:
+        return None, None
+    losses = [entry["eval_loss"] for entry in history if entry.get("step") == step and "eval_loss" in entry]
+    return step, losses[-1] if losses else None
 
 
 def beside(name_or_path: str, name: str) -> Path:

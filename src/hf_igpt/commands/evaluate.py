@@ -49,6 +49,9 @@ def main(argv: list[str] | None = None) -> None:
 def _main(argv: list[str] | None) -> None:
     arguments = parse(argv)
     from hf_igpt.commands.checkpoints import beside, load_checkpoint, load_matching_tokens
+    from hf_igpt.data.masking import PAPER_RATE
+    from hf_igpt.data.options import mask_options
+    from hf_igpt.evaluation.masked import NUM_MASKS
     from hf_igpt.processes import process_state
     from hf_igpt.results import print_results, read_results
     from hf_igpt.stages import is_finished
@@ -63,7 +66,8 @@ def _main(argv: list[str] | None) -> None:
     folder = Path(arguments.output_dir or beside(arguments.model, f"evaluation-{arguments.split}"))
     # The baselines come from train.
     fingerprints = {name: tokens[name]._fingerprint for name in ("train", arguments.split)}
-    masks = _mask_options(arguments, model)
+    defaults = {"mask_rate": PAPER_RATE, "num_masks": NUM_MASKS, "seed": 0}
+    masks = mask_options(arguments, defaults, model.config.is_causal, arguments.model)
     made_from = {"model": digest, "split": arguments.split, "tokens": fingerprints, **masks}
     done = is_finished(folder, made_from)
     state.wait_for_everyone()
@@ -73,22 +77,6 @@ def _main(argv: list[str] | None) -> None:
         _score(arguments, model.to(state.device), tokens, folder, made_from, masks, state)
     if state.is_main_process:
         print_results(read_results(folder))
-
-
-def _mask_options(arguments: EvaluateArguments, model) -> dict[str, float | int]:
-    """The options of masks with their defaults; none for a next-pixel model, which can't use them."""
-    from hf_igpt.data.masking import PAPER_RATE
-    from hf_igpt.evaluation.masked import NUM_MASKS
-
-    defaults = {"mask_rate": PAPER_RATE, "num_masks": NUM_MASKS, "seed": 0}
-    given = {name: getattr(arguments, name) for name in defaults if getattr(arguments, name) is not None}
-    if not model.config.is_causal:
-        return defaults | given
-    if given:
-        raise ValueError(
-            f"`{next(iter(given))}` has no effect: {arguments.model} is a next-pixel model. Leave it out."
-        )
-    return {}
 
 
 def _score(arguments, model, tokens, folder, made_from, masks, state) -> None:

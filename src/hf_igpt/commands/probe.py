@@ -17,13 +17,12 @@ from typing import Any
 
 from hf_igpt.arguments import option, parse_arguments
 from hf_igpt.commands.running import run_command, use_cpu_threads
-from hf_igpt.data.masking import PAPER_RATE
-from hf_igpt.data.options import ImageOptions, LabelledImages
+from hf_igpt.data.options import ImageOptions, LabelledImages, mask_options
 
 
 SPLITS = ("train", "validation", "test")
-# The paper's ensemble (section 4.6).
-NUM_MASKS = 5
+# Options that change where things lie and how fast, and no figure.
+_NO_FIGURE = ("model", "output_dir", "features_dir", "export", "batch_size", "cpu_threads", "tokens")
 
 
 @dataclass(kw_only=True)
@@ -112,6 +111,8 @@ def _main(argv: list[str] | None) -> None:
 
 def _probe(name: str, arguments: ProbeArguments) -> None:
     from hf_igpt.commands.checkpoints import beside, checkpoint_record, labelled_tokens, load_checkpoint
+    from hf_igpt.data.masking import PAPER_RATE
+    from hf_igpt.evaluation.ensembles import ENSEMBLE_MASKS
     from hf_igpt.processes import process_state
     from hf_igpt.results import print_results, read_results
     from hf_igpt.stages import is_finished
@@ -119,7 +120,8 @@ def _probe(name: str, arguments: ProbeArguments) -> None:
 
     state = process_state()
     model, processor, digest = load_checkpoint(name)
-    masks = _mask_options(name, arguments, model)
+    defaults = {"mask_rate": PAPER_RATE, "num_masks": ENSEMBLE_MASKS}
+    masks = mask_options(arguments, defaults, model.config.is_causal, name)
     folder = Path(arguments.output_dir or beside(name, f"probe-{arguments.solver}-{Path(name).name}"))
     tokens = labelled_tokens(arguments, name, model, processor, beside(name, _tokens_folder(arguments)), state)
     if lacking := [split for split in SPLITS if split not in tokens]:
@@ -127,11 +129,7 @@ def _probe(name: str, arguments: ProbeArguments) -> None:
             f"Probes need the splits train, validation and test, but the data has no {lacking[0]}. Give a "
             "`validation_fraction` or `test_fraction` with `dataset_name`."
         )
-    options = {
-        field: value
-        for field, value in asdict(arguments).items()
-        if field not in ("model", "output_dir", "features_dir", "batch_size", "cpu_threads", "tokens")
-    }
+    options = {field: value for field, value in asdict(arguments).items() if field not in _NO_FIGURE}
     made_from = {
         "model": digest,
         "tokens": {split: tokens[split]._fingerprint for split in SPLITS},
@@ -157,16 +155,6 @@ def _tokens_folder(arguments: ProbeArguments) -> str:
 
 def _export_exists(arguments: ProbeArguments) -> bool:
     return arguments.export is None or Path(arguments.export).is_file()
-
-
-def _mask_options(name: str, arguments: ProbeArguments, model: Any) -> dict[str, Any]:
-    """The options of masks with their defaults; none for a next-pixel model, which can't use them."""
-    given = {field: value for field in ("mask_rate", "num_masks") if (value := getattr(arguments, field)) is not None}
-    if not model.config.is_causal:
-        return {"mask_rate": PAPER_RATE, "num_masks": NUM_MASKS} | given
-    if given:
-        raise ValueError(f"`{next(iter(given))}` has no effect: {name} is a next-pixel model. Leave it out.")
-    return {}
 
 
 def _run(arguments, model, processor, tokens, job, record, state) -> None:

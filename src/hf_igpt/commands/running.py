@@ -12,7 +12,6 @@ INTERRUPTED = 130
 _EXTRAS = {
     "accelerate": "train",
     "datasets": "train",
-    "evaluate": "eval",
     "matplotlib": "train",
     "sklearn": "train",
     "yaml": "train",

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from operator import not_
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_igpt.arguments import option
 
@@ -108,3 +108,18 @@ def grid_size(options: GridOptions) -> dict[str, int]:
     if len(sides) != 2:
         raise ValueError(f"`image_size` must be one side, or height and width, got {options.image_size}.")
     return {"height": sides[0], "width": sides[1]}
+
+
+def mask_options(options: Any, defaults: dict[str, Any], is_causal: bool, checkpoint: str) -> dict[str, Any]:
+    """
+    The options of masks named in `defaults`, with these where they are None; nothing for a next-pixel model.
+
+    Raises:
+        ValueError: one of them is given for a next-pixel model, which can't use it.
+    """
+    given = {name: getattr(options, name) for name in defaults if getattr(options, name) is not None}
+    if not is_causal:
+        return defaults | given
+    if given:
+        raise ValueError(f"`{min(given)}` has no effect: {checkpoint} is a next-pixel model. Leave it out.")
+    return {}

@@ -5,6 +5,10 @@ import numpy as np
 from hf_igpt.data.randomness import random_words
 
 
+# The paper's number (section 4.6).
+ENSEMBLE_MASKS = 5
+
+
 def majority(votes: np.ndarray, num_classes: int, seed: int = 0) -> np.ndarray:
     """
     The class with most votes for every image, ties at random (paper, section 4.6), as a function of seed and image.

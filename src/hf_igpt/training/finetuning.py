@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from hf_igpt.training.finetune_trainer import FinetuneTrainer
 
 TOKENS, CURVE = "tokens", "curve.png"
-# The paper's ensemble (section 4.6), and how many times lower the learning rate is than in pretraining (section 3.4).
-NUM_MASKS = 5
+# How many times lower the learning rate is than in pretraining (paper, section 3.4).
 LOWER_RATE = 10
 
 
@@ -108,6 +107,9 @@ def _check(arguments: "FinetuneArguments", checkpoint: Checkpoint) -> "FinetuneA
     import matplotlib.figure  # noqa: F401  # if it is missing, that is said here and not after the training
 
     from hf_igpt.data.augmentation import check_augmentation
+    from hf_igpt.data.masking import PAPER_RATE
+    from hf_igpt.data.options import mask_options
+    from hf_igpt.evaluation.ensembles import ENSEMBLE_MASKS
 
     config = checkpoint.model.config
     arguments.check()
@@ -124,12 +126,13 @@ def _check(arguments: "FinetuneArguments", checkpoint: Checkpoint) -> "FinetuneA
             f"{arguments.pooler_layer}."
         )
     weight = arguments.generative_loss_weight
+    defaults = {"mask_rate": PAPER_RATE, "num_masks": ENSEMBLE_MASKS}
     return dataclasses.replace(
         arguments,
         learning_rate=_learning_rate(arguments, checkpoint),
         # From scratch the paper trains on the class alone (section 4.5).
         generative_loss_weight=weight if weight is not None else 0.0 if arguments.from_scratch else 1.0,
-        **_masks(arguments, checkpoint),
+        **mask_options(arguments, defaults, config.is_causal, checkpoint.name),
     )
 
 
@@ -147,21 +150,6 @@ def _learning_rate(arguments: "FinetuneArguments", checkpoint: Checkpoint) -> fl
             "`--learning_rate`, about a tenth of it."
         )
     return rate if arguments.from_scratch else rate / LOWER_RATE
-
-
-def _masks(arguments: "FinetuneArguments", checkpoint: Checkpoint) -> dict[str, Any]:
-    """The options of masks with their defaults; none for a next-pixel model, which can't use them."""
-    from hf_igpt.data.masking import PAPER_RATE
-
-    names = ("mask_rate", "num_masks")
-    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    if not checkpoint.model.config.is_causal:
-        return {"mask_rate": PAPER_RATE, "num_masks": NUM_MASKS} | given
-    if given:
-        raise ValueError(
-            f"`{next(iter(given))}` has no effect: {checkpoint.name} is a next-pixel model. Leave it out."
-        )
-    return {}
 
 
 def _identity(settings: "FinetuneArguments", checkpoint: Checkpoint, tokens: "DatasetDict | None") -> dict[str, Any]:
