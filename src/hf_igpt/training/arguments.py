@@ -1,4 +1,4 @@
-"""The fields of a pretraining recipe."""
+"""The fields of a pretraining recipe, and those that every training has."""
 
 from dataclasses import dataclass
 from operator import not_
@@ -9,7 +9,46 @@ from hf_igpt.data.options import GridOptions, ImageOptions
 
 
 @dataclass(kw_only=True)
-class PretrainArguments(ImageOptions, GridOptions):
+class TrainerOptions:
+    """How to train, whatever is trained: the options of pretrain and finetune that mean the same in both."""
+
+    dropout: float = option(0.0, "dropout probability after embeddings and projections", low=0, high=0.9)
+    attn_implementation: str = option(
+        "sdpa", "attention backend", choices=("eager", "sdpa", "flash_attention_2", "flex_attention")
+    )
+    augmentation_padding: int = option(
+        4,
+        "reflection padding of the crops in pixels",
+        low=1,
+        only_if=("augmentation", ("crop", "crop_flip").__contains__),
+    )
+    total_batch_size: int = option(128, "images per optimizer step over all devices", low=1)
+    per_device_train_batch_size: int | None = option(
+        None, "images at once on one device; by default a whole step's share. Lower it when memory runs out", low=1
+    )
+    max_steps: int | None = option(None, "optimizer steps, instead of num_train_epochs", low=1)
+    adam_beta1: float = option(0.9, "Adam's first decay rate", low=0, high=0.9999)
+    adam_beta2: float = option(0.95, "Adam's second decay rate", low=0, high=0.99999)
+    weight_decay: float = option(0.0, "decoupled weight decay of the projections alone", low=0, high=1)
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 does not clip", low=0)
+    precision: str = option(
+        "auto", "auto takes bf16 where a GPU has it, otherwise fp32", choices=("auto", "fp32", "bf16", "fp16")
+    )
+    torch_compile: bool = option(False, "compile the model")
+    gradient_checkpointing: bool = option(False, "less memory for a quarter more time")
+    cpu_threads: int | None = option(
+        None, "threads of each process on a machine without a GPU; by default its share of the cores", low=1
+    )
+    dataloader_num_workers: int = option(0, "processes that make batches, on each device", low=0)
+    logging_steps: int = option(50, "optimizer steps between lines of the log", low=1)
+    report_to: str = option(
+        "auto",
+        "tracker: auto takes TensorBoard where it is installed; or any name Trainer knows, such as wandb or trackio",
+    )
+
+
+@dataclass(kw_only=True)
+class PretrainArguments(TrainerOptions, ImageOptions, GridOptions):
     """Options of pretrain: where to write, which images, which tokens, which model, how to train, what to log."""
 
     output_dir: str = option("outputs/pretrain", "folder for everything the run writes")
@@ -35,12 +74,6 @@ class PretrainArguments(ImageOptions, GridOptions):
         "resize and 224-pixel crop of the pixels",
         choices=("none", "flip", "crop", "crop_flip", "random_resized_crop"),
     )
-    augmentation_padding: int = option(
-        4,
-        "reflection padding of the crops in pixels",
-        low=1,
-        only_if=("augmentation", ("crop", "crop_flip").__contains__),
-    )
     num_proc: int | None = option(None, "processes that tokenize", low=1, only_if=("streaming", not_))
     skip_damaged: bool = option(False, "leave out unreadable images, counted and named in results.json")
 
@@ -50,42 +83,15 @@ class PretrainArguments(ImageOptions, GridOptions):
     hidden_size: int = option(512, "width of the model", low=1, only_if=("preset", not_))
     num_hidden_layers: int = option(24, "blocks of the model", low=1, only_if=("preset", not_))
     num_attention_heads: int = option(8, "attention heads in a block", low=1, only_if=("preset", not_))
-    dropout: float = option(0.0, "dropout probability after embeddings and projections", low=0, high=0.9)
-    attn_implementation: str = option(
-        "sdpa", "attention backend", choices=("eager", "sdpa", "flash_attention_2", "flex_attention")
-    )
 
-    total_batch_size: int = option(128, "images per optimizer step over all devices", low=1)
-    per_device_train_batch_size: int | None = option(
-        None, "images at once on one device; by default a whole step's share. Lower it when memory runs out", low=1
-    )
     per_device_eval_batch_size: int = option(
         64, "images at once on one device in validation", low=1, only_if=("fold_validation", not_)
     )
     num_train_epochs: float = option(10.0, "passes over the training images", above=0, only_if=("max_steps", not_))
-    max_steps: int | None = option(None, "optimizer steps, instead of num_train_epochs", low=1)
     learning_rate: float = option(3e-3, "peak learning rate of Adam", above=0, high=1)
     warmup_epochs: float = option(1.0, "linear warm-up in epochs, then a cosine to zero", low=0)
-    adam_beta1: float = option(0.9, "Adam's first decay rate", low=0, high=0.9999)
-    adam_beta2: float = option(0.95, "Adam's second decay rate", low=0, high=0.99999)
-    weight_decay: float = option(0.0, "decoupled weight decay of the projections alone", low=0, high=1)
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 does not clip", low=0)
-    precision: str = option(
-        "auto", "auto takes bf16 where a GPU has it, otherwise fp32", choices=("auto", "fp32", "bf16", "fp16")
-    )
-    torch_compile: bool = option(False, "compile the model")
-    gradient_checkpointing: bool = option(False, "less memory for a quarter more time")
-    cpu_threads: int | None = option(
-        None, "threads of each process on a machine without a GPU; by default its share of the cores", low=1
-    )
-    dataloader_num_workers: int = option(0, "processes that make batches, on each device", low=0)
 
-    logging_steps: int = option(50, "optimizer steps between lines of the log", low=1)
     eval_steps: int = option(500, "optimizer steps between validations", low=1, only_if=("fold_validation", not_))
     save_steps: int = option(500, "optimizer steps between checkpoints", low=1)
     save_total_limit: int = option(2, "checkpoints kept", low=1)
     sample_steps: int = option(0, "optimizer steps between grids of samples; 0 draws none", low=0)
-    report_to: str = option(
-        "auto",
-        "tracker: auto takes TensorBoard where it is installed; or any name Trainer knows, such as wandb or trackio",
-    )

@@ -5,10 +5,11 @@ from operator import not_
 
 from hf_igpt.arguments import option
 from hf_igpt.data.options import LabelledImages
+from hf_igpt.training.arguments import TrainerOptions
 
 
 @dataclass(kw_only=True)
-class FinetuneArguments(LabelledImages):
+class FinetuneArguments(TrainerOptions, LabelledImages):
     """Options of finetune: from which checkpoint, on which images, how to train, when to stop."""
 
     output_dir: str = option("outputs/finetune", "folder for everything the run writes")
@@ -31,12 +32,6 @@ class FinetuneArguments(LabelledImages):
         "resize and 224-pixel crop of the pixels",
         choices=("none", "flip", "crop", "crop_flip", "random_resized_crop"),
     )
-    augmentation_padding: int = option(
-        4,
-        "reflection padding of the crops in pixels",
-        low=1,
-        only_if=("augmentation", ("crop", "crop_flip").__contains__),
-    )
     mask_rate: float | None = option(
         None, "for masked models, probability that a pixel is hidden; by default 0.15", above=0, high=1
     )
@@ -50,20 +45,11 @@ class FinetuneArguments(LabelledImages):
     generative_loss_weight: float | None = option(
         None, "weight of the pretraining's loss beside the class loss; by default 1, and 0 with from_scratch", low=0
     )
-    dropout: float = option(0.0, "dropout probability after embeddings and projections", low=0, high=0.9)
-    attn_implementation: str = option(
-        "sdpa", "attention backend", choices=("eager", "sdpa", "flash_attention_2", "flex_attention")
-    )
 
-    total_batch_size: int = option(128, "images per optimizer step over all devices", low=1)
-    per_device_train_batch_size: int | None = option(
-        None, "images at once on one device; by default a whole step's share. Lower it when memory runs out", low=1
-    )
     per_device_eval_batch_size: int = option(64, "images at once on one device in validation", low=1)
     num_train_epochs: float = option(
         30.0, "passes over the training images, unless it stops before", above=0, only_if=("max_steps", not_)
     )
-    max_steps: int | None = option(None, "optimizer steps, instead of num_train_epochs", low=1)
     learning_rate: float | None = option(
         None,
         "learning rate of Adam, constant; by default a tenth of the pretraining's, and the same with from_scratch",
@@ -74,32 +60,14 @@ class FinetuneArguments(LabelledImages):
     layer_decay: float = option(
         1.0, "each block below the head learns at so many times the rate of the one above", above=0, high=1
     )
-    adam_beta1: float = option(0.9, "Adam's first decay rate", low=0, high=0.9999)
-    adam_beta2: float = option(0.95, "Adam's second decay rate", low=0, high=0.99999)
-    weight_decay: float = option(0.0, "decoupled weight decay of the projections alone", low=0, high=1)
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 does not clip", low=0)
     patience: int = option(
         5, "stop after so many validations without a better accuracy", low=1, only_if=("fold_validation", not_)
     )
-    precision: str = option(
-        "auto", "auto takes bf16 where a GPU has it, otherwise fp32", choices=("auto", "fp32", "bf16", "fp16")
-    )
-    torch_compile: bool = option(False, "compile the model")
-    gradient_checkpointing: bool = option(False, "less memory for a quarter more time")
-    cpu_threads: int | None = option(
-        None, "threads of each process on a machine without a GPU; by default its share of the cores", low=1
-    )
-    dataloader_num_workers: int = option(0, "processes that make batches, on each device", low=0)
 
-    logging_steps: int = option(50, "optimizer steps between lines of the log", low=1)
     eval_steps: int | None = option(
         None, "optimizer steps between validations, each with a checkpoint; by default an epoch", low=1
     )
     save_total_limit: int = option(2, "checkpoints kept, the best one among them", low=1)
-    report_to: str = option(
-        "auto",
-        "tracker: auto takes TensorBoard where it is installed; or any name Trainer knows, such as wandb or trackio",
-    )
 
     @property
     def save_steps(self) -> int | None:
