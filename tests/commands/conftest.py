@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -61,6 +62,20 @@ class Harness:
 
     def __call__(self, *arguments, **options) -> Run:
         return self.wait(self.start(*arguments, **options))
+
+    def on_two_processes(self, *arguments, **options) -> Run:
+        """The end of the first of two processes that really are two; the other one prints no results."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = [group | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+        children = [self.start(*arguments, environment=environment, **options) for environment in ranks]
+        first, second = map(self.wait, children)
+        assert (first.status, second.status) == (0, 0), first.stderr + second.stderr
+        # torch 2.8 lets gloo say on stdout that it is connected.
+        assert [line for line in second.stdout.splitlines() if not line.startswith("[Gloo]")] == []
+        return first
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -489,20 +488,11 @@ def test_a_missing_package_is_named_before_work_is_done(run, finished, tmp_path,
 def test_two_processes_compute_what_one_does(run, tmp_path, objective, score):
     write_recipe(tmp_path, dropout=0, max_steps=4, weight_decay=0.01, **objective)
 
-    def both(command, *arguments, port):
-        group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        children = [
-            run.start(command, *arguments, cwd=tmp_path, environment=group | {"RANK": rank, "LOCAL_RANK": rank})
-            for rank in "01"
-        ]
-        first, second = map(run.wait, children)
-        assert (first.status, second.status) == (0, 0), first.stderr + second.stderr
-        # torch 2.8 lets gloo say on stdout that it is connected.
-        assert [line for line in second.stdout.splitlines() if not line.startswith("[Gloo]")] == []
-        return first.results
+    def both(*arguments):
+        return run.on_two_processes(*arguments, cwd=tmp_path).results
 
     one = run("pretrain", "tiny.yaml", "--output_dir", "one", cwd=tmp_path).results
-    two = both("pretrain", "tiny.yaml", "--output_dir", "two", port=free_port())
+    two = both("pretrain", "tiny.yaml", "--output_dir", "two")
     assert (one["processes"], two["processes"]) == (1, 2)
     for name in (score, "unigram_nats_per_token"):
         assert two["metrics"]["validation"][name] == pytest.approx(one["metrics"]["validation"][name], rel=1e-6)
@@ -513,16 +503,10 @@ def test_two_processes_compute_what_one_does(run, tmp_path, objective, score):
     for name, weight in weights[0].items():
         np.testing.assert_allclose(weights[1][name], weight, rtol=0, atol=2e-5, err_msg=name)
     alone = run("evaluate", "--model", "two/model", "--output_dir", "alone", "--cpu_threads", 1, cwd=tmp_path).results
-    together = both("evaluate", "--model", "two/model", "--output_dir", "both", "--batch_size", 7, port=free_port())
+    together = both("evaluate", "--model", "two/model", "--output_dir", "both", "--batch_size", 7)
     nats = [np.load(tmp_path / name / "nats_per_image.npy", allow_pickle=False) for name in ("alone", "both")]
     np.testing.assert_allclose(nats[0], nats[1], rtol=1e-6)
     assert alone["metrics"]["num_images"] == together["metrics"]["num_images"] == 40
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 # Help

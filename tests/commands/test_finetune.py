@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import socket
 from pathlib import Path
 
 import datasets
@@ -218,23 +217,9 @@ def test_folded_validation_and_images_of_its_own(run, pretrained):
 
 def test_two_processes_compute_what_one_does(run, pretrained, tmp_path):
     work = copy_of(pretrained, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     options = {"dropout": 0, "max_steps": 4, "per_device_eval_batch_size": 7, "num_masks": 3}
-    children = [
-        run.start(
-            "finetune",
-            *flags("masked", "two", **options),
-            cwd=work,
-            environment=group | {"RANK": rank, "LOCAL_RANK": rank},
-        )
-        for rank in "01"
-    ]
-    ends = [run.wait(child) for child in children]
-    assert [end.status for end in ends] == [0, 0], ends[0].stderr + ends[1].stderr
-    one, two = run("finetune", *flags("masked", "one", **options), cwd=work).results, ends[0].results
+    two = run.on_two_processes("finetune", *flags("masked", "two", **options), cwd=work).results
+    one = run("finetune", *flags("masked", "one", **options), cwd=work).results
     assert (one["processes"], two["processes"]) == (1, 2)
     for name in ("loss", "eval_loss", "eval_class_loss", "eval_generative_loss", "eval_accuracy"):
         assert logged(two, name) == pytest.approx(logged(one, name), rel=1e-5) and logged(one, name), name

@@ -120,6 +120,42 @@ def test_neighbours_raw_features_and_other_images(run, trained):
     verify_folder(folder)
 
 
+@pytest.mark.parametrize(("solver", "pooling"), [("sgd", "mean"), ("attentive", "attention")])
+def test_probes_that_are_trained(run, trained, solver, pooling):
+    arguments = ("--solver", solver, "--learning_rates", "0.1", "0.01", "--max_steps", "4", "--total_batch_size", "8")
+    result = run("probe", "--model", MODEL, *arguments, cwd=trained)
+    assert result.status == 0, result.stderr
+    results, folder = result.results, trained / f"out/probe-{solver}-model"
+    verify_folder(folder)
+    assert [row["layer"] for row in results["metrics"]["layers"]] == [0, 1]
+    for row in results["metrics"]["layers"]:
+        assert row["learning_rate"] in (0.1, 0.01) and row["penalty"] == 0
+        assert 0 <= row["validation_accuracy"] <= 1 and 0 <= row["test_accuracy"] <= 1
+    description = results["probe"]
+    assert (description["solver"], description["pooling"], description["fitted_on"]) == (solver, pooling, "train")
+    assert Image.open(folder / "layers.png").width > 300
+    # Results are what stays: neither checkpoints of the probes nor features.
+    assert not (trained / f"out/probe-{solver}-model-training").exists()
+    again = run("probe", "--model", MODEL, *arguments, cwd=trained)
+    assert again.results == results
+
+
+def test_trained_probes_of_a_masked_model(run, trained):
+    arguments = ("--solver", "sgd", "--max_steps", "2", "--total_batch_size", "8", "--num_masks", "2")
+    result = run("probe", "--model", "masked/model", *arguments, cwd=trained)
+    assert result.status == 0, result.stderr
+    assert {row["ensemble_masks"] for row in result.results["metrics"]["layers"]} == {2}
+
+
+def test_two_processes_train_the_probes_that_one_does(run, trained):
+    arguments = ("--solver", "sgd", "--max_steps", "4", "--total_batch_size", "8", "--learning_rates", "0.1")
+    one = run("probe", "--model", MODEL, *arguments, "--output_dir", "one-process", cwd=trained)
+    two = run.on_two_processes("probe", "--model", MODEL, *arguments, "--output_dir", "two-processes", cwd=trained)
+    assert (one.results["processes"], two.results["processes"]) == (1, 2)
+    for mine, theirs in zip(one.results["metrics"]["layers"], two.results["metrics"]["layers"], strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-4)
+
+
 def test_few_labels(run, trained):
     arguments = ("--labels_per_class", "1", "--num_subsets", "2", "--output_dir", "few", *FAST)
     result = run("probe", "--model", MODEL, *arguments, cwd=trained)
@@ -134,6 +170,10 @@ def test_few_labels(run, trained):
     [
         (("--mask_rate", "0.2"), "`mask_rate` has no effect: out/model is a next-pixel model"),
         (("--neighbours", "3"), "`neighbours` has no effect where `solver` is 'lbfgs'"),
+        (("--learning_rates", "1"), "`learning_rates` has no effect where `solver` is 'lbfgs'"),
+        (("--num_train_epochs", "1"), "`num_train_epochs` has no effect with solver lbfgs"),
+        (("--solver", "sgd", "--penalties", "1"), "`penalties` has no effect where `solver` is 'sgd'"),
+        (("--solver", "attentive", "--pooling_heads", "3"), "`num_heads` must divide the width 16, got 3"),
         (("--max_images", "5"), "`max_images` has no effect without `dataset_name`"),
         (("--layers", "5"), "`layers` must be from 0 to 1, got 5"),
         (("--labels_per_class", "400"), "A subset of 400 images of every class was asked for"),

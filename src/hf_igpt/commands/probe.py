@@ -3,9 +3,11 @@ features. Writes accuracies and their curve over layers.
 
 hf-igpt probe --model outputs/digits/model
 hf-igpt probe --model outputs/digits/checkpoint-*
+hf-igpt probe --model outputs/digits/model --solver sgd
 
-Features are computed once and kept in the folder `features` beside the checkpoint. Layer, penalty and everything else
-is chosen on validation; test is read once.
+For lbfgs and knn, features are computed once and kept in the folder `features` beside the checkpoint; sgd and
+attentive train probes of every layer while the model runs, and keep none. Layer, penalty, learning rate and everything
+else is chosen on validation; test is read once.
 """
 
 import hashlib
@@ -13,27 +15,45 @@ import json
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_igpt.arguments import option, parse_arguments
 from hf_igpt.commands.running import run_command, use_cpu_threads
 from hf_igpt.data.options import ImageOptions, LabelledImages, mask_options
+from hf_igpt.training.online_probe_arguments import ONLINE_SOLVERS, OnlineProbeOptions
 
+
+if TYPE_CHECKING:
+    from hf_igpt.commands.probe_job import ProbeJob
 
 SPLITS = ("train", "validation", "test")
+STORED_SOLVERS = ("lbfgs", "knn")
 # Options that change where things lie and how fast, and no figure.
-_NO_FIGURE = ("model", "output_dir", "features_dir", "export", "batch_size", "cpu_threads", "tokens")
+_NO_FIGURE = (
+    "model",
+    "output_dir",
+    "features_dir",
+    "export",
+    "batch_size",
+    "per_device_train_batch_size",
+    "save_steps",
+    "dataloader_num_workers",
+    "cpu_threads",
+    "tokens",
+)
 
 
 @dataclass(kw_only=True)
-class ProbeArguments(LabelledImages):
+class ProbeArguments(OnlineProbeOptions, LabelledImages):
     """Options of probe."""
 
     model: list[str] = option(["outputs/digits/model"], "checkpoint folders or Hub names, probed one after the other")
     solver: str = option(
         "lbfgs",
-        "lbfgs: logistic regression; knn: a weighted vote of the nearest neighbours",
-        choices=("lbfgs", "knn"),
+        "lbfgs: logistic regression; knn: a weighted vote of the nearest neighbours; sgd: logistic regression trained "
+        "while the model runs, for data whose features are too large to store; attentive: the same with a learned "
+        "pooling",
+        choices=(*STORED_SOLVERS, *ONLINE_SOLVERS),
     )
     norm: str = option("post", "features after the norm as in the paper, or the raw residual", choices=("post", "raw"))
     layers: list[int] | None = option(None, "layers to probe, 0 being the embeddings; by default all", low=0)
@@ -66,6 +86,7 @@ class ProbeArguments(LabelledImages):
     pixels: bool = option(
         False,
         "also probe the pixels of the palette themselves, as a baseline",
+        only_if=("solver", STORED_SOLVERS.__contains__),
     )
     mask_rate: float | None = option(
         None, "for masked models, probability that a pixel is hidden, 0 for none; by default 0.15", low=0, high=1
@@ -77,10 +98,12 @@ class ProbeArguments(LabelledImages):
     export: str | None = option(
         None,
         "parquet file for the features of all splits and layers, with labels",
+        only_if=("solver", STORED_SOLVERS.__contains__),
     )
     features_dir: str | None = option(
         None,
         "folder for features; by default 'features' beside the checkpoint",
+        only_if=("solver", STORED_SOLVERS.__contains__),
     )
     batch_size: int | None = option(None, "images at once on one device; by default what suits it", low=1)
     output_dir: str | None = option(None, "folder for results; by default probe-SOLVER-NAME beside the checkpoint")
@@ -94,6 +117,8 @@ def parse(argv: list[str] | None = None) -> ProbeArguments:
     arguments = parse_arguments(ProbeArguments, __doc__, argv)
     if len(arguments.model) > 1 and (given := arguments.output_dir or arguments.export):
         raise ValueError(f"With several models each needs an output of its own, got {given}. Leave it out.")
+    if arguments.num_train_epochs is not None and arguments.solver not in ONLINE_SOLVERS:
+        raise ValueError(f"`num_train_epochs` has no effect with solver {arguments.solver}. Leave it out.")
     return arguments
 
 
@@ -111,6 +136,8 @@ def _main(argv: list[str] | None) -> None:
 
 def _probe(name: str, arguments: ProbeArguments) -> None:
     from hf_igpt.commands.checkpoints import beside, checkpoint_record, labelled_tokens, load_checkpoint
+    from hf_igpt.commands.probe_job import ProbeJob
+    from hf_igpt.data.classes import class_names, labels_of
     from hf_igpt.data.masking import PAPER_RATE
     from hf_igpt.evaluation.ensembles import ENSEMBLE_MASKS
     from hf_igpt.processes import process_state
@@ -140,9 +167,11 @@ def _probe(name: str, arguments: ProbeArguments) -> None:
     if not done:
         if state.is_main_process:
             check_writable(folder.parent)
-        job = {"name": name, "folder": folder, "made_from": made_from, "masks": masks, "digest": digest}
-        record = checkpoint_record(name, model, digest)
-        _run(arguments, model.to(state.device), processor, tokens, job, record, state)
+        names = class_names(tokens)
+        labels = {split: labels_of(tokens[split], len(names), split) for split in SPLITS}
+        model.to(state.device)
+        job = ProbeJob(arguments, name, model, processor, digest, tokens, labels, names, masks, folder, made_from)
+        _run(job, checkpoint_record(name, model, digest), state)
     if state.is_main_process:
         print_results(read_results(folder))
 
@@ -157,42 +186,43 @@ def _export_exists(arguments: ProbeArguments) -> bool:
     return arguments.export is None or Path(arguments.export).is_file()
 
 
-def _run(arguments, model, processor, tokens, job, record, state) -> None:
-    from hf_igpt.data.classes import class_names, labels_of
+def _run(job: "ProbeJob", record: dict[str, Any], state: Any) -> None:
+    from hf_igpt.commands.probe_job import online_metrics, stored_metrics
     from hf_igpt.figures import save_layer_curve
     from hf_igpt.results import write_results
     from hf_igpt.stages import write_stage
-    from hf_igpt.storage import staged_folder
+    from hf_igpt.storage import remove_folder, staged_folder
 
-    started = time.perf_counter()
-    names = class_names(tokens)
-    labels = {split: labels_of(tokens[split], len(names), split) for split in SPLITS}
-    metrics = _measure(arguments, model, processor, tokens, labels, names, job, state)
+    started, arguments = time.perf_counter(), job.arguments
+    metrics = (online_metrics if arguments.solver in ONLINE_SOLVERS else stored_metrics)(job, state)
     if not state.is_main_process:
         return
-    with staged_folder(job["folder"], overwrite=True) as staged:
-        write_stage(staged, job["made_from"])
+    with staged_folder(job.folder, overwrite=True) as staged:
+        write_stage(staged, job.made_from)
         results = write_results(
             staged,
             metrics=metrics,
             seeds={"seed": arguments.seed},
-            arguments=asdict(arguments) | job["masks"],
+            arguments=asdict(arguments) | job.masks,
             wall_seconds=time.perf_counter() - started,
+            processes=state.num_processes,
             probe=_description(arguments),
             checkpoint=record,
             dataset={
                 "name": arguments.dataset_name or arguments.tokens or "tokens of the pretraining",
-                "num_classes": len(names),
-                "num_images": {split: len(labels[split]) for split in SPLITS},
+                "num_classes": len(job.names),
+                "num_images": {split: len(job.labels[split]) for split in SPLITS},
             },
         )
         save_layer_curve(results, staged / "layers.png")
+    if job.training_folder.is_dir():
+        remove_folder(job.training_folder)
 
 
 def _description(arguments: ProbeArguments) -> dict[str, Any]:
     return {
         "solver": arguments.solver,
-        "pooling": "mean",
+        "pooling": "attention" if arguments.solver == "attentive" else "mean",
         "norm": arguments.norm,
         "standardize": arguments.standardize,
         "concatenate": arguments.concatenate,
@@ -200,92 +230,6 @@ def _description(arguments: ProbeArguments) -> dict[str, Any]:
         "chosen_on": "validation",
         "reported_on": "test",
     }
-
-
-def _measure(arguments, model, processor, tokens, labels, names, job, state) -> dict[str, Any] | None:
-    from tqdm.auto import tqdm
-
-    from hf_igpt.evaluation.feature_store import export_features
-    from hf_igpt.evaluation.low_data import low_data_probes
-    from hf_igpt.evaluation.probes import NEIGHBOURS, PENALTIES, ProbeData, fit_probes
-
-    seconds = time.perf_counter()
-    features, test_masks = _features(arguments, model, processor, tokens, job, state)
-    seconds = time.perf_counter() - seconds
-    if not state.is_main_process:
-        return None
-    if arguments.export is not None:
-        export_features(arguments.export, features, labels, names)
-    data = ProbeData(features, labels, len(names), test_masks)
-    common = {"standardize": arguments.standardize, "device": state.device}
-    options = {"solver": arguments.solver, "seed": arguments.seed, "refit": arguments.refit, **common}
-    fitting = [count for count in NEIGHBOURS if count <= len(labels["train"])] or [len(labels["train"])]
-    options |= {"penalties": arguments.penalties or PENALTIES, "neighbours": arguments.neighbours or fitting}
-    options |= {"temperature": arguments.temperature}
-    layers = arguments.layers or list(range(data.num_layers))
-    started = time.perf_counter()
-    with tqdm(total=len(layers), desc="Probing layers") as bar:
-        metrics = fit_probes(data, layers=layers, concatenate=arguments.concatenate, progress=bar.update, **options)
-    metrics["pixels"] = _probe_pixels(processor, tokens, labels, len(names), options) if arguments.pixels else None
-    metrics["low_data"] = None
-    if arguments.labels_per_class:
-        metrics["low_data"] = low_data_probes(
-            data,
-            metrics["best"]["layer"],
-            arguments.labels_per_class,
-            num_subsets=arguments.num_subsets,
-            seed=arguments.seed,
-            concatenate=arguments.concatenate,
-            **({"penalties": arguments.penalties} if arguments.penalties else {}),
-            **common,
-        )
-    return metrics | {"feature_seconds": seconds, "fit_seconds": time.perf_counter() - started}
-
-
-def _features(arguments, model, processor, tokens, job, state) -> tuple[dict[str, list], list[list]]:
-    """Features of the splits, and those of test under further masks."""
-    from tqdm.auto import tqdm
-
-    from hf_igpt.commands.checkpoints import beside
-    from hf_igpt.data.masking import Masking
-    from hf_igpt.evaluation.feature_store import FeatureSettings, prepare_features
-
-    rate, count = job["masks"].get("mask_rate"), job["masks"].get("num_masks", 1)
-    masking = Masking(model.config.n_positions, rate, arguments.seed) if rate else None
-    settings = FeatureSettings(processor.palette_hash, arguments.norm == "post", masking)
-    folder = Path(arguments.features_dir or beside(job["name"], "features"))
-
-    def prepare(split: str, number: int) -> list:
-        share = -(-len(tokens[split]) // state.num_processes)
-        with tqdm(total=share, desc=f"Features of {split}", disable=not state.is_main_process) as bar:
-            return prepare_features(
-                folder,
-                model,
-                job["digest"],
-                tokens[split],
-                split,
-                settings,
-                state,
-                mask=(number, count),
-                batch_size=arguments.batch_size,
-                progress=bar.update,
-            )
-
-    features = {split: prepare(split, 0) for split in SPLITS}
-    return features, [prepare("test", number) for number in range(1, count)] if masking is not None else []
-
-
-def _probe_pixels(processor, tokens, labels, num_classes: int, options: dict[str, Any]) -> dict[str, Any]:
-    """The same probe of what the model is given: the palette's colours at every position, float32."""
-    import numpy as np
-
-    from hf_igpt.data.token_store import token_rows
-    from hf_igpt.evaluation.probes import ProbeData, fit_probes
-
-    palette = np.float32(processor.palette / 255)
-    pixels = {split: [palette[token_rows(tokens[split])].reshape(len(tokens[split]), -1)] for split in SPLITS}
-    row = fit_probes(ProbeData(pixels, labels, num_classes), **options)["best"]
-    return row | {"layer": None}
 
 
 if __name__ == "__main__":

@@ -99,8 +99,14 @@ def concatenated(layers: Sequence[np.ndarray], count: int, center: int) -> np.nd
     Features of `count` neighbouring layers side by side, (images, count x width), centred at one layer or as near to
     it as the first and the last layer allow (the paper's 5 x 3072, section 4.3).
     """
-    first = min(max(center - count // 2, 0), len(layers) - count)
-    return layers[center] if count == 1 else np.concatenate(list(layers[first : first + count]), axis=1)
+    window = layer_window(len(layers), count, center)
+    return layers[center] if count == 1 else np.concatenate([layers[layer] for layer in window], axis=1)
+
+
+def layer_window(num_layers: int, count: int, center: int) -> range:
+    """The `count` neighbouring layers that `concatenated` takes."""
+    first = min(max(center - count // 2, 0), num_layers - count)
+    return range(first, first + count)
 
 
 def _pooled(

@@ -109,10 +109,7 @@ def fit_probes(
         ValueError: an unknown layer or solver, or what the solver refuses.
     """
     layers = range(data.num_layers) if layers is None else layers
-    if wrong := [layer for layer in layers if not 0 <= layer < data.num_layers]:
-        raise ValueError(f"`layers` must be from 0 to {data.num_layers - 1}, got {wrong[0]}.")
-    if not 1 <= concatenate <= data.num_layers:
-        raise ValueError(f"`concatenate` must be from 1 to the {data.num_layers} layers, got {concatenate}.")
+    check_layers(layers, concatenate, data.num_layers)
     if solver == "lbfgs":
         options = {"penalties": penalties, "refit": refit}
         fit: Callable[..., list[dict[str, Any]]] = _fit_logistic_group
@@ -120,13 +117,24 @@ def fit_probes(
         options = {"neighbours": neighbours, "temperature": temperature}
         fit = _fit_knn_group
     else:
-        raise ValueError(f"`solver` must be lbfgs or knn, got {solver!r}.")
+        raise ValueError(
+            f"`solver` must be lbfgs or knn, got {solver!r}. Probes by sgd and attentive ones don't read stored "
+            "features: see `train_online_probes`."
+        )
     rows: list[dict[str, Any]] = []
     for group in _groups(data, list(layers), concatenate):
         rows += fit(data, group, concatenate, standardize, seed, device, **options)
         if progress is not None:
             progress(len(group))
     return {"layers": rows, "best": best_row(rows)}
+
+
+def check_layers(layers: Sequence[int], concatenate: int, num_layers: int) -> None:
+    """Raises ValueError for layers that a model with so many, the embeddings included, does not have."""
+    if wrong := [layer for layer in layers if not 0 <= layer < num_layers]:
+        raise ValueError(f"`layers` must be from 0 to {num_layers - 1}, got {wrong[0]}.")
+    if not 1 <= concatenate <= num_layers:
+        raise ValueError(f"`concatenate` must be from 1 to the {num_layers} layers, got {concatenate}.")
 
 
 def best_row(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -238,15 +246,32 @@ def _fit_knn_group(
     return _with_test(data, rows, predict, seed)
 
 
+def add_test_accuracy(
+    rows: list[dict[str, Any]],
+    predict: Callable[[int], np.ndarray],
+    num_masks: int,
+    truth: np.ndarray,
+    num_classes: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """
+    Adds test accuracies to the rows; with several masks the mean over them and that of their majority (paper, section
+    4.6).
+
+    Args:
+        predict: takes the number of a mask and gives classes of shape (rows, images).
+    """
+    votes = np.stack([predict(mask) for mask in range(num_masks)])  # (masks, rows, images)
+    for number, row in enumerate(rows):
+        row["test_accuracy"] = float(np.mean([accuracy(vote, truth) for vote in votes[:, number]]))
+        if num_masks > 1:
+            row["ensemble_masks"] = num_masks
+            row["ensemble_test_accuracy"] = accuracy(majority(votes[:, number], num_classes, seed), truth)
+    return rows
+
+
 def _with_test(
     data: ProbeData, rows: list[dict[str, Any]], predict: Callable[[int], np.ndarray], seed: int
 ) -> list[dict[str, Any]]:
-    """Adds test accuracies; with several masks the mean over them and that of their majority (paper, section 4.6)."""
-    votes = np.stack([predict(mask) for mask in range(len(data.test_masks) + 1)])  # (masks, layers, images)
-    truth = data.labels["test"]
-    for number, row in enumerate(rows):
-        row["test_accuracy"] = float(np.mean([accuracy(vote, truth) for vote in votes[:, number]]))
-        if len(votes) > 1:
-            row["ensemble_masks"] = len(votes)
-            row["ensemble_test_accuracy"] = accuracy(majority(votes[:, number], data.num_classes, seed), truth)
-    return rows
+    masks = len(data.test_masks) + 1
+    return add_test_accuracy(rows, predict, masks, data.labels["test"], data.num_classes, seed)

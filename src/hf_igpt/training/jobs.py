@@ -113,9 +113,12 @@ def throughput_of(config: "ImageGPTConfig", training: "TrainingArguments", image
     return Throughput(config, images_per_step, matmul_peak(training.device, dtype) * training.world_size)
 
 
-def train_to_the_end(trainer: "IGPTTrainer") -> str | None:
+def train_to_the_end(trainer: "IGPTTrainer", remedy: str | None = None) -> str | None:
     """
     Trains from the newest checkpoint and returns its name, or None where there was none.
+
+    Args:
+        remedy: what to do when memory runs out; by default the options that pretrain and finetune have for it.
 
     Raises:
         TrainingStopped: training had to end early; for want of memory it names the option to lower.
@@ -129,9 +132,9 @@ def train_to_the_end(trainer: "IGPTTrainer") -> str | None:
         if not is_out_of_memory(error):
             raise
         now, in_validation = trainer.args.per_device_train_batch_size, trainer.args.per_device_eval_batch_size
-        raise TrainingStopped(
-            f"Out of memory with {now} images at once on a device. Give `--per_device_train_batch_size "
-            f"{max(1, now // 2)}` (the images of a step stay the same) or `--gradient_checkpointing`; in validation "
-            f"a `--per_device_eval_batch_size` below {in_validation}. {error}"
-        ) from error
+        remedy = remedy or (
+            f"Give `--per_device_train_batch_size {max(1, now // 2)}` (the images of a step stay the same) or "
+            f"`--gradient_checkpointing`; in validation a `--per_device_eval_batch_size` below {in_validation}."
+        )
+        raise TrainingStopped(f"Out of memory with {now} images at once on a device. {remedy} {error}") from error
     return checkpoint and checkpoint.name
