@@ -6,6 +6,10 @@ BIN = $(VENV)/bin
 digits: $(VENV)/installed
 	PATH="$(abspath $(BIN)):$$PATH" bash runs/digits.sh
 
+# What that model learnt: probes, few labels, fine-tuning.
+digits-probes: digits
+	PATH="$(abspath $(BIN)):$$PATH" bash runs/digits-probes.sh
+
 # Everything installed, then linted and tested.
 test: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -22,4 +26,4 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
-.PHONY: digits test format
+.PHONY: digits digits-probes test format

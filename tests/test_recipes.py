@@ -6,7 +6,7 @@ import torch
 
 import hf_igpt
 from hf_igpt.arguments import SHIPPED_RECIPES, load_recipe, parse_arguments, shipped_recipes
-from hf_igpt.commands import finetune
+from hf_igpt.commands import finetune, probe
 from hf_igpt.data.options import grid_size
 from hf_igpt.training.arguments import PretrainArguments
 from hf_igpt.training.cost import training_flops
@@ -16,7 +16,8 @@ from hf_igpt.training.pretraining import model_config
 
 ROOT = Path(__file__).parents[1]
 FINETUNING = [name for name in shipped_recipes() if name.endswith("-finetune")]
-NAMES = [name for name in shipped_recipes() if name not in FINETUNING]
+PROBING = [name for name in shipped_recipes() if name.endswith("-probe")]
+NAMES = [name for name in shipped_recipes() if name not in (*FINETUNING, *PROBING)]
 HEADER = ("Paper row", "Command", "Cost", "Expected")
 
 
@@ -56,7 +57,7 @@ def test_a_recipe_is_taken_by_name_and_by_path(name):
 def test_the_header_says_what_to_know(name):
     header = header_of(name)
     assert tuple(header) == HEADER and all(header.values())
-    command = "finetune" if name in FINETUNING else "pretrain"
+    command = "finetune" if name in FINETUNING else "probe" if name in PROBING else "pretrain"
     assert re.search(rf"\b{command} {name}\b", header["Command"])
 
 
@@ -69,6 +70,20 @@ def test_recipes_of_fine_tuning():
         assert arguments.output_dir == f"outputs/{name}"
         assert (arguments.adam_beta1, arguments.adam_beta2, arguments.dropout) == (0.9, 0.95, 0)
         assert arguments.total_batch_size == (32 if name == "digits-finetune" else 128)
+
+
+def test_recipes_of_probes():
+    """The paper's protocol (section 3.4): L-BFGS on the small data sets; on ImageNet SGD over a million steps."""
+    assert {f"{name}-probe" for name in ("digits", "cifar10", "cifar100", "stl10", "imagenet32")} == set(PROBING)
+    for name in PROBING:
+        arguments = probe.parse([name])
+        assert arguments == probe.parse([str(ROOT / "recipes" / f"{name}.yaml")])
+        assert arguments.solver == ("sgd" if name == "imagenet32-probe" else "lbfgs")
+        # All layers, as the paper features them.
+        assert (arguments.layers, arguments.norm, arguments.concatenate) == (None, "post", 1)
+    arguments = probe.parse(["imagenet32-probe"])
+    assert (arguments.max_steps, arguments.rates("sgd")[:3]) == (1_000_000, (30, 10, 3))
+    assert probe.parse(["cifar10-probe"]).labels_per_class == [4, 25, 400]
 
 
 @pytest.mark.parametrize("name", NAMES)
