@@ -418,6 +418,7 @@ def test_what_is_saved_is_plain(tmp_path):
         "crop_size": None,
         "resample": 3,
         "image_processor_type": "IGPTImageProcessor",
+        "auto_map": {"AutoImageProcessor": "image_processing_igpt.IGPTImageProcessor"},
     }
 
 

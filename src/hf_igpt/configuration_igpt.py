@@ -20,6 +20,16 @@ PRESETS: dict[str, dict[str, int]] = {
     "igpt-xl": {"num_hidden_layers": 60, "hidden_size": 3072, "num_attention_heads": 48},  # 6801M
 }
 
+# What a process without the package loads from a checkpoint's own code. Always whole, whichever head was saved: where
+# an entry is missing, transformers takes its own ImageGPT, whose classes have the same names.
+AUTO_MAP = {
+    "AutoConfig": "configuration_igpt.ImageGPTConfig",
+    "AutoModel": "modeling_igpt.ImageGPTModel",
+    "AutoModelForCausalLM": "modeling_igpt.ImageGPTForCausalImageModeling",
+    "AutoModelForMaskedImageModeling": "modeling_igpt.ImageGPTForMaskedImageModeling",
+    "AutoModelForImageClassification": "modeling_igpt.ImageGPTForImageClassification",
+}
+
 MAX_GRID_SIDE = 4096
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 17
@@ -68,6 +78,8 @@ class ImageGPTConfig(PreTrainedConfig):
     """
 
     model_type = "igpt"
+    # Saved with its code; so are the models and the image processor.
+    _auto_class = "AutoConfig"
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {
         "n_embd": "hidden_size",
@@ -186,6 +198,10 @@ class ImageGPTConfig(PreTrainedConfig):
             return cls.from_dict(config_dict, **kwargs)
         except ValueError as error:
             raise ValueError(f"{pretrained_model_name_or_path}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, with the whole `auto_map`."""
+        return super().to_dict() | {"auto_map": dict(AUTO_MAP)}
 
     @classmethod
     def field_names(cls) -> list[str]:

@@ -60,6 +60,7 @@ class IGPTImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["input_ids"]
+    _auto_class = "AutoImageProcessor"
 
     def __init__(
         self,
@@ -282,11 +283,17 @@ class IGPTImageProcessor(BaseImageProcessor):
             raise ValueError(f"unknown keyword {min(unknown)!r}: known ones are {', '.join(_FIELDS)}.")
         return processor
 
+    @property
+    def auto_map(self) -> dict[str, str]:
+        """What a process without the package loads from a saved folder's own code."""
+        return {"AutoImageProcessor": f"image_processing_igpt.{type(self).__name__}"}
+
     def to_dict(self) -> dict[str, Any]:
         """The config as it is saved: plain JSON values, the palette as a list of rows."""
         config = {name: getattr(self, name) for name in _FIELDS}
         config["palette"] = None if self._palette is None else self._palette.tolist()
         config["image_processor_type"] = type(self).__name__
+        config["auto_map"] = self.auto_map
         return config
 
     def __repr__(self) -> str:

@@ -302,6 +302,7 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
 class ImageGPTModel(ImageGPTPreTrainedModel):
     """The Transformer without a head: token ids in, hidden states after the final norm out."""
 
+    _auto_class = "AutoModel"
     # The heads of the checkpoints that it is loaded from.
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\.", r"^score\."]
 
@@ -447,6 +448,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
 class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGenerationMixin, GenerationMixin):
     """Next-pixel Image GPT: the likelihood of an image, token by token in raster order, and its sampler."""
 
+    _auto_class = "AutoModelForCausalLM"
     _required_direction = True
 
     def __init__(self, config: ImageGPTConfig):
@@ -556,6 +558,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGenerationMix
 class ImageGPTForMaskedImageModeling(ImageGPTPreTrainedModel):
     """Masked-pixel Image GPT (the paper's BERT objective, section 2.1): predicts hidden pixels from all others."""
 
+    _auto_class = "AutoModelForMaskedImageModeling"
     _required_direction = False
 
     def __init__(self, config: ImageGPTConfig):
@@ -670,6 +673,8 @@ class ImageGPTClassifierOutput(ImageClassifierOutput):
 
 class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
     """A linear classifier on mean-pooled features, trained with the class and the generative loss (paper, 2.3)."""
+
+    _auto_class = "AutoModelForImageClassification"
 
     def __init__(self, config: ImageGPTConfig):
         if config.is_causal and not config.use_start_token and config.generative_loss_weight > 0:

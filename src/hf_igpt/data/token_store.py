@@ -147,8 +147,8 @@ def token_rows(tokens: "Dataset | np.ndarray", rows: np.ndarray | None = None) -
 
 
 def _processor_settings(processor: Any) -> dict[str, Any]:
-    """The settings as they are saved, less the palette, whose hash stands for it."""
-    return {key: value for key, value in processor.to_dict().items() if key != "palette"}
+    """The settings as they are saved, less the code's map and the palette, whose hash stands for it."""
+    return {key: value for key, value in processor.to_dict().items() if key not in ("palette", "auto_map")}
 
 
 def _package_version() -> str:

@@ -1,0 +1,183 @@
+"""Saved folders load without the package, with the code that they carry and with nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import random_tokens, randomize_, tiny_causal, tiny_config, tiny_masked
+
+import hf_igpt
+from hf_igpt import IGPTImageProcessor, ImageGPTForImageClassification
+from hf_igpt.configuration_igpt import AUTO_MAP
+
+
+SOURCE = Path(hf_igpt.__file__).parent
+HEADS = ("backbone", "causal", "masked", "classifier")
+AUTO_CLASSES = [name for name in AUTO_MAP if name != "AutoConfig"]
+# A head of the other direction refuses the weights, here as with the package.
+REFUSED = {
+    ("causal", "AutoModelForMaskedImageModeling"),
+    ("masked", "AutoModelForCausalLM"),
+    ("classifier", "AutoModelForMaskedImageModeling"),
+    ("backbone", "AutoModelForMaskedImageModeling"),
+}
+
+# Runs in a process that can't import the package, and reports on every folder and class as one JSON object.
+LOADING = """
+import importlib.abc, json, sys, warnings
+
+class WithoutPackage(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "hf_igpt":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, WithoutPackage())
+import numpy as np, torch, transformers
+from transformers import AutoConfig, AutoImageProcessor
+
+folder, heads, names = sys.argv[1], sys.argv[2].split(","), sys.argv[3].split(",")
+tokens = torch.from_numpy(np.load(f"{folder}/tokens.npy"))
+found = {}
+for head in heads:
+    path = f"{folder}/{head}"
+    config = AutoConfig.from_pretrained(path, trust_remote_code=True)
+    processor = AutoImageProcessor.from_pretrained(path, trust_remote_code=True)
+    found[head] = {"config": type(config).__module__, "processor": type(processor).__module__}
+    for name in names:
+        try:
+            model = getattr(transformers, name).from_pretrained(path, trust_remote_code=True).eval()
+        except ValueError as error:
+            found[head][name] = {"error": str(error)}
+            continue
+        with torch.no_grad():
+            values = model.pooled_features(tokens)
+        found[head][name] = {
+            "module": type(model).__module__, "class": type(model).__name__, "features": values.tolist(),
+        }
+assert "hf_igpt" not in sys.modules
+print(json.dumps(found))
+"""
+
+
+def make_folder(folder: Path) -> torch.Tensor:
+    """Every head with its processor, and tokens; returns these."""
+    classes = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    classifier = randomize_(ImageGPTForImageClassification(tiny_config(**classes)).eval(), 3)
+    causal, masked = tiny_causal(torch.float32), tiny_masked(torch.float32)
+    models = {"causal": causal, "masked": masked, "classifier": classifier, "backbone": causal.transformer}
+    palette = np.random.default_rng(0).integers(0, 256, (10, 3))
+    processor = IGPTImageProcessor(size={"height": 3, "width": 4}, palette=palette)
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    tokens = random_tokens(causal.config)
+    np.save(folder / "tokens.npy", tokens.numpy())
+    return tokens
+
+
+def run_without_the_package(folder: Path, code: str, *arguments: str) -> subprocess.CompletedProcess:
+    environment = os.environ | {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    environment.pop("HF_MODULES_CACHE", None)
+    command = [sys.executable, "-W", "ignore", "-c", code, str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("remote")
+    return folder, make_folder(folder)
+
+
+@pytest.fixture(scope="module")
+def loaded(saved):
+    done = run_without_the_package(saved[0], LOADING, ",".join(HEADS), ",".join(AUTO_CLASSES))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_folder_carries_the_whole_map_and_every_file_that_it_needs(saved, head):
+    folder = saved[0] / head
+    assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
+    processor = json.loads((folder / "preprocessor_config.json").read_text())
+    assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_igpt.IGPTImageProcessor"}
+    files = sorted(folder.glob("*.py"))
+    assert {"configuration_igpt.py", "modeling_igpt.py", "image_processing_igpt.py"} <= {path.name for path in files}
+    for path in files:
+        assert path.read_bytes() == (SOURCE / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_config_and_processor_come_from_the_folder(loaded, head):
+    assert loaded[head]["config"].startswith("transformers_modules.")
+    assert loaded[head]["processor"].startswith("transformers_modules.")
+
+
+@pytest.mark.parametrize("name", AUTO_CLASSES)
+@pytest.mark.parametrize("head", HEADS)
+def test_every_auto_class_loads_every_head_without_the_package(saved, loaded, head, name):
+    folder, tokens = saved
+    result = loaded[head][name]
+    if (head, name) in REFUSED:
+        assert "is_causal" in result["error"]
+        return
+    assert result["module"].startswith("transformers_modules.")
+    assert f"modeling_igpt.{result['class']}" == AUTO_MAP[name]
+    own = hf_igpt.ImageGPTModel.from_pretrained(folder / head)
+    expected = own.eval().pooled_features(tokens)
+    assert (expected[0] - expected[1]).abs().max() > 0.01
+    torch.testing.assert_close(torch.tensor(result["features"]), expected.detach(), atol=1e-5, rtol=1e-5)
+
+
+SAVED_AGAIN = (
+    LOADING.split("folder, heads")[0]
+    + """
+from transformers import AutoModelForCausalLM
+folder = sys.argv[1]
+model = AutoModelForCausalLM.from_pretrained(f"{folder}/causal", trust_remote_code=True)
+model.save_pretrained(f"{folder}/again")
+AutoImageProcessor.from_pretrained(f"{folder}/causal", trust_remote_code=True).save_pretrained(f"{folder}/again")
+"""
+)
+
+
+def test_what_is_saved_without_the_package_is_what_was_loaded(saved):
+    folder = saved[0]
+    done = run_without_the_package(folder, SAVED_AGAIN)
+    assert done.returncode == 0, done.stderr
+    for path in (folder / "causal").iterdir():
+        assert path.read_bytes() == (folder / "again" / path.name).read_bytes(), path.name
+
+
+UNTRUSTED = (
+    LOADING.split("folder, heads")[0]
+    + """
+opened = []
+sys.addaudithook(lambda event, arguments: opened.append(arguments[0]) if event in ("exec", "compile") else None)
+for load in (AutoConfig, AutoImageProcessor, transformers.AutoModel):
+    try:
+        load.from_pretrained(f"{sys.argv[1]}/causal", trust_remote_code=False)
+        raise SystemExit("loaded")
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
+assert not [name for name in sys.modules if name.startswith("transformers_modules.")]
+"""
+)
+
+
+def test_nothing_is_executed_without_trust(saved):
+    done = run_without_the_package(saved[0], UNTRUSTED)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
+
+
+def test_with_the_package_its_own_code_is_used(saved):
+    from transformers import AutoModel
+
+    for trusted in (None, True, False):
+        model = AutoModel.from_pretrained(saved[0] / "causal", trust_remote_code=trusted)
+        assert type(model) is hf_igpt.ImageGPTModel
