@@ -12,7 +12,7 @@ import torch
 
 
 # Fields of transformers' config that mean the same in ours.
-_SHARED_FIELDS = (
+SHARED_FIELDS = (
     "vocab_size",
     "n_positions",
     "n_embd",
@@ -65,7 +65,7 @@ _REFUSED_FIELDS = {
     "add_cross_attention": "cross-attention",
     "tie_word_embeddings": "tied embeddings, which make the output head one row too large",
 }
-_TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 _MASK_BUFFER = re.compile(r"\.attn\.(masked_)?bias$")
 
 
@@ -88,7 +88,7 @@ def native_config_to_igpt(native: dict[str, Any]) -> dict[str, Any]:
                 f"`{name}` of a `model_type: imagegpt` config must be one of {allowed}, got {native[name]}."
             )
     known = {
-        *_SHARED_FIELDS,
+        *SHARED_FIELDS,
         *_KEPT_FIELDS,
         *_NEUTRAL_FIELDS,
         *_REFUSED_FIELDS,
@@ -96,7 +96,7 @@ def native_config_to_igpt(native: dict[str, Any]) -> dict[str, Any]:
         "eos_token_id",
         "pad_token_id",
     }
-    translated = {**_NATIVE_DEFAULTS, **{name: native[name] for name in _SHARED_FIELDS if name in native}}
+    translated = {**_NATIVE_DEFAULTS, **{name: native[name] for name in SHARED_FIELDS if name in native}}
     kept = {name: native[name] for name in _KEPT_FIELDS if name in native}
     extra = {name: value for name, value in native.items() if name not in known}
     dtype = {"dtype": value} if (value := native.get("dtype", native.get("torch_dtype"))) is not None else {}
@@ -111,8 +111,8 @@ def native_state_dict_to_igpt(state_dict: dict[str, torch.Tensor]) -> dict[str, 
     for name, tensor in state_dict.items():
         if _MASK_BUFFER.search(name):
             continue
-        translated[name] = tensor.t().contiguous() if _TRANSPOSED.search(name) else tensor
+        translated[name] = tensor.t().contiguous() if TRANSPOSED.search(name) else tensor
     return translated
 
 
-__all__ = ["native_config_to_igpt", "native_state_dict_to_igpt"]
+__all__ = ["SHARED_FIELDS", "TRANSPOSED", "native_config_to_igpt", "native_state_dict_to_igpt"]

@@ -20,6 +20,7 @@ COMMANDS = {
     "sample": ("draw images and complete held-out ones", False),
     "finetune": ("train a classifier from a checkpoint", True),
     "figure": ("draw the paper's figures from results of probes and fine-tuning", False),
+    "convert_checkpoint": ("convert OpenAI's checkpoints and transformers' ImageGPT, or ours back", False),
     "env": ("print what an issue report needs", False),
 }
 

@@ -16,6 +16,7 @@ _EXTRAS = {
     "sklearn": "train",
     "yaml": "train",
     "tensorboard": "tracking",
+    "tensorflow": "tensorflow",
 }
 
 

@@ -8,7 +8,7 @@ from hf_igpt.arguments import option
 
 ONLINE_SOLVERS = ("sgd", "attentive")
 # The paper tried 30, 10, 3 and so on downwards (section 3.4); standardised features want lower ones than its own.
-RATES = {"sgd": (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01), "attentive": (1e-2, 3e-3, 1e-3, 3e-4)}
+RATES = {"sgd": (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01), "attentive": (3e-2, 1e-2, 3e-3, 1e-3)}
 
 EPOCHS = 20.0
 
@@ -22,7 +22,7 @@ class OnlineProbeOptions:
     learning_rates: list[float] | None = option(
         None,
         "peak rates before a cosine to zero, each with probes of its own, one chosen on validation; by default 30 to "
-        "0.01 for sgd (momentum 0.9) and 0.01 to 0.0003 for attentive (AdamW)",
+        "0.01 for sgd (momentum 0.9) and 0.03 to 0.001 for attentive (AdamW)",
         above=0,
         only_if=_is_online,
     )
