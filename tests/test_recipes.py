@@ -63,13 +63,14 @@ def test_the_header_says_what_to_know(name):
 
 def test_recipes_of_fine_tuning():
     """The paper's protocol (section 3.4): batch 128, Adam (0.9, 0.95), no dropout, a constant rate, early stopping."""
-    assert {f"{name}-finetune" for name in ("digits", "cifar10", "cifar100", "stl10", "imagenet32")} == set(FINETUNING)
+    names = ("digits", "cifar10", "cifar10-cpu", "cifar100", "stl10", "imagenet32")
+    assert {f"{name}-finetune" for name in names} == set(FINETUNING)
     for name in FINETUNING:
         arguments = finetune.parse([name])
         assert arguments == finetune.parse([str(ROOT / "recipes" / f"{name}.yaml")])
         assert arguments.output_dir == f"outputs/{name}"
         assert (arguments.adam_beta1, arguments.adam_beta2, arguments.dropout) == (0.9, 0.95, 0)
-        assert arguments.total_batch_size == (32 if name == "digits-finetune" else 128)
+        assert arguments.total_batch_size == (32 if name in ("digits-finetune", "cifar10-cpu-finetune") else 128)
 
 
 def test_recipes_of_probes():
