@@ -147,7 +147,7 @@ def native_fields() -> set[str]:
 def test_no_field_of_transformers_config_is_unknown_to_the_translation():
     from hf_igpt import native_igpt
 
-    known = {*native_igpt._SHARED_FIELDS, *native_igpt._REFUSED_FIELDS, *native_igpt._KEPT_FIELDS}
+    known = {*native_igpt.SHARED_FIELDS, *native_igpt._REFUSED_FIELDS, *native_igpt._KEPT_FIELDS}
     assert native_fields() <= known | {"eos_token_id", "pad_token_id"}
 
 

@@ -157,6 +157,8 @@ FILES = [
     "trainer_state.json",
     "training_args.json",
 ]
+# One of those that load the checkpoint where the package is not installed.
+CODE_FILE = "modeling_igpt.py"
 DAMAGES = {
     "cut": lambda path: os.truncate(path, path.stat().st_size // 2),
     "emptied": lambda path: os.truncate(path, 0),
@@ -166,11 +168,13 @@ DAMAGES = {
 
 
 def test_list_of_files_is_whole(finished_run):
-    assert sorted(path.name for path in (finished_run / "checkpoint-6").iterdir()) == FILES
+    found = {path.name for path in (finished_run / "checkpoint-6").iterdir()}
+    assert sorted(name for name in found if not name.endswith("_igpt.py")) == FILES
+    assert CODE_FILE in found
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, CODE_FILE])
 def test_damaged_newest_checkpoint_is_passed_over_with_a_warning(run, caplog, name, damage):
     DAMAGES[damage](run / "checkpoint-6" / name)
     assert make_trainer(run).newest_checkpoint() == run / "checkpoint-4"
