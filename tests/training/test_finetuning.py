@@ -16,6 +16,7 @@ from hf_igpt.commands.checkpoints import load_checkpoint
 from hf_igpt.data.loading import ClassCollator
 from hf_igpt.data.masking import Masking
 from hf_igpt.data.options import load_source
+from hf_igpt.data.token_store import write_record
 from hf_igpt.data.tokenization import tokenize
 from hf_igpt.evaluation.classification import Classification
 from hf_igpt.training import cost
@@ -51,7 +52,9 @@ def tokens_of(count: int = 20, labels=None, classes: int = CLASSES) -> datasets.
     def split(seed: int) -> datasets.Dataset:
         rows = random_tokens(config, count, seed=seed)
         chosen = (rows[:, 0] % CLASSES).tolist() if labels is None else labels
-        return datasets.Dataset.from_dict({"input_ids": rows.tolist(), "label": chosen}, features=features)
+        split = datasets.Dataset.from_dict({"input_ids": rows.tolist(), "label": chosen}, features=features)
+        write_record(split, {"source": {"name": "drawn"}}, [])
+        return split
 
     return datasets.DatasetDict({name: split(seed) for seed, name in enumerate(("train", "validation", "test"))})
 

@@ -22,11 +22,12 @@ def load_checkpoint(
     a manifest is verified first.
 
     Raises:
-        ValueError: the folder is damaged, or palette and model do not fit.
+        ValueError: the folder is damaged, weights are not finite, or palette and model do not fit.
     """
     from hf_igpt import IGPTImageProcessor, ImageGPTConfig
     from hf_igpt.storage import MANIFEST, verify_folder
     from hf_igpt.training.objectives import model_class
+    from hf_igpt.weights import check_finite, weights_digest
 
     if (Path(name_or_path) / MANIFEST).is_file():
         verify_folder(name_or_path)
@@ -37,6 +38,7 @@ def load_checkpoint(
             raise ValueError(f"{name_or_path} is no checkpoint folder, and no model on the Hub: {error}") from error
         raise
     model = head.from_pretrained(name_or_path).eval()
+    check_finite(model, name_or_path)
     try:
         processor = IGPTImageProcessor.from_pretrained(name_or_path)
     except OSError as error:
@@ -49,19 +51,6 @@ def load_checkpoint(
             f"model {model.config.num_values} values on {model.config.grid}. They are not of one checkpoint."
         )
     return model, processor, weights_digest(model)
-
-
-def weights_digest(model: "ImageGPTPreTrainedModel") -> str:
-    """SHA-256 over names and bytes of all weights: what results are keyed by."""
-    import hashlib
-
-    import torch
-
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def load_matching_tokens(

@@ -188,6 +188,7 @@ def _export_exists(arguments: ProbeArguments) -> bool:
 
 def _run(job: "ProbeJob", record: dict[str, Any], state: Any) -> None:
     from hf_igpt.commands.probe_job import online_metrics, stored_metrics
+    from hf_igpt.data.token_store import tokens_info
     from hf_igpt.figures import save_layer_curve
     from hf_igpt.results import write_results
     from hf_igpt.stages import write_stage
@@ -212,6 +213,7 @@ def _run(job: "ProbeJob", record: dict[str, Any], state: Any) -> None:
                 "name": arguments.dataset_name or arguments.tokens or "tokens of the pretraining",
                 "num_classes": len(job.names),
                 "num_images": {split: len(job.labels[split]) for split in SPLITS},
+                "source": tokens_info(job.tokens)["source"],
             },
         )
         save_layer_curve(results, staged / "layers.png")

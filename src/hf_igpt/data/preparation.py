@@ -127,7 +127,7 @@ def prepare_tokens(
                 metrics=metrics,
                 arguments=made_from,
                 wall_seconds=time.perf_counter() - started,
-                notes=list(source.notes),
+                source=source.origin,
             )
 
         save_tokens(tokens, folder, overwrite=True, finish=finish)

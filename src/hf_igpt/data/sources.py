@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+
+_HUB_FILE = re.compile(r"hf://datasets/(?P<name>[^@]+)@(?P<revision>[0-9a-f]{40})/")
 
 # The paper's for CIFAR and STL-10 (section 3.1).
 VALIDATION_FRACTION = 0.1
@@ -35,6 +38,7 @@ class ImageSource:
         label_column: Column with the class, or None.
         label_names: Class names in the order of their numbers, or None.
         revision: Revision of the data set on the Hub that was asked for, or None.
+        hub: Name on the Hub and the commit that was read (None where `datasets` doesn't tell); None for local images.
         notes: What a reader of results must know about the splits, in words.
         image_roots: Folders a row's path may point into; bytes need none.
         asked_for: Arguments of `load_images` that decide which images a stream gives.
@@ -46,6 +50,7 @@ class ImageSource:
     label_column: str | None = None
     label_names: list[str] | None = None
     revision: str | None = None
+    hub: dict[str, str | None] | None = None
     notes: tuple[str, ...] = ()
     image_roots: tuple[str, ...] = ()
     asked_for: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +69,11 @@ class ImageSource:
         asked_for = json.dumps([self.name, self.revision, self.asked_for], sort_keys=True)
         of_stream = hashlib.sha256(asked_for.encode()).hexdigest()[:16]
         return {name: getattr(split, "_fingerprint", of_stream) for name, split in self.splits.items()}
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where the images are from, for a results JSON."""
+        return {"name": self.name, "revision": self.revision, "hub": self.hub, "notes": list(self.notes)}
 
 
 def load_images(
@@ -137,6 +147,7 @@ def load_images(
         label_column=label,
         label_names=getattr(features[label], "names", None) if label else None,
         revision=revision,
+        hub=_hub_origin(dataset_name, splits["train"]),
         notes=tuple(notes),
         image_roots=_image_roots(dataset_name),
         asked_for={
@@ -195,6 +206,16 @@ def _load(name: str, config: str | None, revision: str | None, streaming: bool) 
     except (OSError, ValueError, DatasetsError) as error:
         reason = _damaged_file(name) or error
         raise ValueError(f"`dataset_name` {name!r} can't be loaded: {reason}") from error
+
+
+def _hub_origin(name: str, split: "Dataset | IterableDataset") -> dict[str, str | None] | None:
+    """Name and commit of a data set on the Hub, from the addresses that `datasets` noted when it read the files."""
+    if name == "digits" or name.endswith(".parquet") or os.path.isdir(os.path.expanduser(name)):
+        return None
+    for address in split.info.download_checksums or {}:
+        if match := _HUB_FILE.match(address):
+            return {"name": match["name"], "revision": match["revision"]}
+    return {"name": name, "revision": None}
 
 
 def _damaged_file(name: str) -> str | None:

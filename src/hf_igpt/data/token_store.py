@@ -20,7 +20,7 @@ RECORD_KEY = "hf_igpt_tokens"
 
 
 def token_record(processor: Any) -> dict[str, Any]:
-    """What the tokens of a processor mean, as `tokens_info` describes, without "skipped"."""
+    """What the tokens of a processor mean, as `tokens_info` describes, without "source" and "skipped"."""
     return {
         "palette_hash": processor.palette_hash,
         "grid": [int(side) for side in processor.grid],
@@ -41,8 +41,9 @@ def tokens_info(tokens: "Dataset | DatasetDict | IterableDataset") -> dict[str, 
 
     Returns:
         Dictionary with "palette_hash", "grid" [height, width], "num_channels" (tokens a cell), "num_values",
-        "processor" (its settings), "version" (of this package) and "skipped" (a list of {"split", "row", "file",
-        "reason"}). For a dictionary of splits, "skipped" covers all of them.
+        "processor" (its settings), "version" (of this package), "source" (where the images are from, see
+        `ImageSource.origin`; None where nobody said) and "skipped" (a list of {"split", "row", "file", "reason"}).
+        For a dictionary of splits, "skipped" covers all of them.
 
     Raises:
         ValueError: If there is no such record, or splits have different ones.
@@ -162,7 +163,7 @@ def _package_version() -> str:
 
 def _read_record(description: str) -> dict[str, Any]:
     try:
-        return json.loads(description)[RECORD_KEY]
+        return {"source": None} | json.loads(description)[RECORD_KEY]
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
             "The data set has no record of its palette and grid: it holds no tokens made by `hf_igpt.data.tokenize`."

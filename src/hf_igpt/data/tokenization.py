@@ -67,7 +67,9 @@ def tokenize(
     """
     from datasets import Dataset, DatasetDict, IterableDatasetDict
 
+    origin = None
     if isinstance(images, ImageSource):
+        origin = images.origin
         image_column = image_column or images.image_column
         label_column = label_column or images.label_column or "none"
         image_roots = (*images.image_roots, *image_roots)
@@ -81,6 +83,7 @@ def tokenize(
         "skip_damaged": skip_damaged,
         "image_roots": image_roots,
         "stream_folder": stream_folder,
+        "origin": origin,
     }
     if not isinstance(images, dict):
         return _tokenize_split(images, str(getattr(images, "split", None) or "train"), **settings)
@@ -97,6 +100,7 @@ def _tokenize_split(images: Any, split: str, processor: Any, **settings: Any) ->
     image_column = find_image_column(images.features, settings["image_column"])
     label_column = find_label_column(images.features, settings["label_column"])
     record = token_record(processor)
+    whole_record = record | {"source": settings["origin"]}
     stored = isinstance(images, Dataset)
     if stored and len(images) == 0:
         raise ValueError(f"The split {split!r} is empty: there is nothing to tokenize.")
@@ -116,10 +120,10 @@ def _tokenize_split(images: Any, split: str, processor: Any, **settings: Any) ->
     arguments = {"batched": True, "with_indices": True, "batch_size": settings["batch_size"], "features": features}
     if not stored and settings["stream_folder"] is not None:
         file = Path(settings["stream_folder"]) / f"{split}.arrow"
-        return _finish(_store_stream(images, function, features, settings["batch_size"], file), record, split)
+        return _finish(_store_stream(images, function, features, settings["batch_size"], file), whole_record, split)
     if not stored:
         tokens = images.map(function, remove_columns=list(images.features), **arguments)
-        write_record(tokens, record, [])
+        write_record(tokens, whole_record, [])
         return tokens
     fingerprint = _fingerprint(images, record, image_column, label_column, settings["skip_damaged"], split)
     tokens = images.map(
@@ -131,7 +135,7 @@ def _tokenize_split(images: Any, split: str, processor: Any, **settings: Any) ->
         desc=f"Tokenizing {split}",
         **arguments,
     )
-    return _finish(tokens, record, split)
+    return _finish(tokens, whole_record, split)
 
 
 def _finish(tokens: "Dataset", record: dict[str, Any], split: str) -> "Dataset":

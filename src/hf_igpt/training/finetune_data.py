@@ -28,11 +28,13 @@ class LabelledData:
         names: of the classes, in the order of their numbers.
         splits: "train", and where they exist "validation" and "test".
         rows: rows of the images that train was cut down to, None for all of them.
+        source: where the images are from, as in `tokens_info`.
     """
 
     names: list[str]
     splits: "dict[str, LabelledTokens]"
     rows: np.ndarray | None
+    source: dict[str, Any] | None
 
 
 def labelled_data(settings: "FinetuneArguments", tokens: "DatasetDict") -> LabelledData:
@@ -44,6 +46,7 @@ def labelled_data(settings: "FinetuneArguments", tokens: "DatasetDict") -> Label
             can't be had.
     """
     from hf_igpt.data.classes import class_names, labels_of
+    from hf_igpt.data.token_store import tokens_info
     from hf_igpt.training.finetune_trainer import LabelledTokens
 
     if not settings.fold_validation and "validation" not in tokens:
@@ -58,7 +61,7 @@ def labelled_data(settings: "FinetuneArguments", tokens: "DatasetDict") -> Label
     if rows is not None:
         train = splits["train"]
         splits["train"] = LabelledTokens(train.tokens.select(rows), train.labels[rows])
-    return LabelledData(names, splits, rows)
+    return LabelledData(names, splits, rows, tokens_info(tokens)["source"])
 
 
 def _train_rows(settings: "FinetuneArguments", labels: np.ndarray, names: list[str]) -> np.ndarray | None:

@@ -19,6 +19,7 @@ from hf_igpt.training.jobs import (
     finished_results,
     throughput_of,
     train_to_the_end,
+    trained_model,
 )
 from hf_igpt.training.run_folder import run_folder, run_identity
 from hf_igpt.training.trainer_arguments import split_batch, trackers, training_arguments
@@ -300,11 +301,13 @@ def _write(
             "name": settings.dataset_name or settings.tokens or "tokens of the pretraining",
             "num_classes": len(data.names),
             "num_images": {split: len(rows) for split, rows in data.splits.items()},
+            "source": data.source,
         },
         # `wall_seconds` are those of this session, `training_seconds` count sessions before an interruption too.
         training_seconds=training_seconds(trainer.state.log_history, settings.total_batch_size),
         **session,
         processes=trainer.args.world_size,
         palette_hash=checkpoint.processor.palette_hash,
+        **trained_model(trainer),
         log_history=trainer.state.log_history,
     )

@@ -102,6 +102,14 @@ def crop_dataset(
     )
 
 
+def trained_model(trainer: "IGPTTrainer") -> dict[str, Any]:
+    """What results say of the model that a run leaves: a digest of its weights, and the tags its trackers gave it."""
+    from hf_igpt.weights import weights_digest
+
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    return {"model_sha256": weights_digest(model), "model_tags": list(model.model_tags or [])}
+
+
 def throughput_of(config: "ImageGPTConfig", training: "TrainingArguments", images_per_step: int) -> "Throughput":
     """A clock that knows the peak of the run's devices at its precision."""
     import torch

@@ -16,6 +16,7 @@ from hf_igpt.training.jobs import (
     throughput_of,
     token_dataset,
     train_to_the_end,
+    trained_model,
 )
 from hf_igpt.training.run_folder import run_folder, run_identity
 from hf_igpt.training.trainer_arguments import split_batch, trackers, training_arguments
@@ -225,6 +226,7 @@ def _write(
     from hf_igpt.results import write_results
     from hf_igpt.training.throughput import training_seconds
 
+    info = tokens_info(tokens)
     validation = metrics.get("validation", {})
     references = {"unigram": validation["unigram_nats_per_token"]} if validation else {}
     save_loss_curve(trainer.state.log_history, Path(arguments.output_dir) / CURVE, references)
@@ -237,7 +239,9 @@ def _write(
         training_seconds=training_seconds(trainer.state.log_history, arguments.total_batch_size),
         **session,
         processes=trainer.args.world_size,
-        skipped=tokens_info(tokens)["skipped"],
+        dataset=info["source"],
+        skipped=info["skipped"],
         palette_hash=trainer.processing_class.palette_hash,
+        **trained_model(trainer),
         log_history=trainer.state.log_history,
     )
