@@ -1,8 +1,9 @@
 """Takes secrets out of whatever is about to be written or printed."""
 
+import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -23,11 +24,20 @@ _PATTERNS = [
 ]
 _SECRET_KEY = re.compile(rf"(?i){_SECRET_NAME}$")
 _SHORTEST = 6
+# In bytes of any file the short tokens of `_KNOWN` would be found by chance: real ones are longer.
+_KNOWN_BYTES = re.compile(
+    rb"\b(?:(?:hf|api_org)_[A-Za-z0-9]{30,}|wandb_v\d_\w{20,}|gh[a-z]_\w{30,}|github_pat_\w{20,}"
+    rb"|sk-[\w-]{30,})"
+)
+_ADDRESS_BYTES = re.compile(rb"https?://[^\s/@:\"']{1,64}:[^\s/@\"']{3,128}@")
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if _SECRET_KEY.search(name) and len(value) >= _SHORTEST}
 
 
 def _environment_secrets() -> list[str]:
-    found = {value for name, value in os.environ.items() if _SECRET_KEY.search(name) and len(value) >= _SHORTEST}
-    return sorted(found, key=len, reverse=True)
+    return sorted(set(_environment().values()), key=len, reverse=True)
 
 
 def redact(value: Any) -> Any:
@@ -39,6 +49,18 @@ def redact(value: Any) -> Any:
     a commit, so it is masked only in those places.
     """
     return _redact(value, _environment_secrets())
+
+
+def find_secrets(data: bytes, known: Iterable[str] = ()) -> list[str]:
+    """
+    What kinds of secrets a file's bytes hold, in words: tokens known by their beginning, values of environment
+    variables named after a secret, `known` ones, and passwords in addresses. Empty for none.
+    """
+    found = [f"the value of {name}" for name, value in _environment().items() if value.encode() in data]
+    found += ["a token in use" for secret in known if len(secret) >= _SHORTEST and secret.encode() in data]
+    found += ["a token" for _ in itertools.islice(_KNOWN_BYTES.finditer(data), 1)]
+    found += ["an address with a password" for _ in itertools.islice(_ADDRESS_BYTES.finditer(data), 1)]
+    return found
 
 
 def _redact(value: Any, secrets: list[str]) -> Any:

@@ -148,7 +148,8 @@ def _listing(folder: Path) -> dict[str, Path]:
     return dict(sorted(files.items()))
 
 
-def _sha256(path: Path, sync: bool = False) -> str:
+def sha256(path: Path, sync: bool = False) -> str:
+    """SHA-256 of a file in hexadecimal; with `sync` the file is on the disk afterwards."""
     with open(path, "rb") as file:
         if sync:
             os.fsync(file.fileno())
@@ -159,7 +160,7 @@ def _seal(folder: Path) -> None:
     """Syncs every file and folder and writes the manifest."""
     files = {}
     for name, path in _listing(folder).items():
-        files[name] = {"sha256": _sha256(path, sync=True), "size": path.stat().st_size}
+        files[name] = {"sha256": sha256(path, sync=True), "size": path.stat().st_size}
     _write_synced(folder / MANIFEST, _manifest_bytes(files))
     for inner in [path for path in folder.rglob("*") if path.is_dir()] + [folder]:
         _sync_folder(inner)
@@ -283,7 +284,7 @@ def verify_folder(path: str | os.PathLike, *, needed: Sequence[str] = (), conten
             if (size := present[name].stat().st_size) != entry["size"]:
                 raise DamagedFolderError(f"{name} in {folder} has {size} bytes where {entry['size']} were written")
         for name, entry in recorded.items() if contents else ():
-            if _sha256(present[name]) != entry["sha256"]:
+            if sha256(present[name]) != entry["sha256"]:
                 raise DamagedFolderError(f"{name} in {folder} has changed since it was written (SHA-256 differs)")
     except OSError as error:
         raise DamagedFolderError(f"{folder} can't be read: {error}") from error

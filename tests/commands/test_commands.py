@@ -422,7 +422,7 @@ MISTAKES = {
         (["--model", "./nothing"], "./nothing"),
         (["--model", "out/nothing"], "out/nothing is no checkpoint folder, and no model on the Hub"),
         (["--model", "out/model", "--num_masks", "4"], "`num_masks` has no effect: out/model is a next-pixel model"),
-        (["--model", "out/model", "--tokens", "nothing"], "There is no tokenized data in nothing"),
+        (["--model", "out/model", "--tokens", "nothing"], "There are no tokens in nothing"),
         (["--model", "out/model", "--output_dir", "tiny.yaml/out"], "can't be written to"),
     ],
     "sample": [
@@ -430,7 +430,7 @@ MISTAKES = {
         (["--model", "out/model", "--rows_kept", "8"], "`rows_kept` must be from 0 to 7"),
         (["--model", "out/model", "--device", "mps"], "`device` 'mps' is not there: this machine has cpu"),
         (["--model", "out/model", "--num_samples", "0", "--num_completions", "0"], "there is nothing to draw"),
-        (["--model", "out/model", "--tokens", "nothing"], "There is no tokenized data in nothing"),
+        (["--model", "out/model", "--tokens", "nothing"], "There are no tokens in nothing"),
         (["--model", "out/model", "--split", "nothing"], "There is no split 'nothing', only train, test, validation"),
     ],
     "tokenize_dataset": [(["--palette", "./nothing"], "./nothing")],

@@ -273,7 +273,7 @@ def test_labels_that_cannot_be(run, pretrained, tmp_path, split, labels, message
         ({"labels_per_class": 3, "max_train_images": 9}, "`labels_per_class` has no effect where `max_train_images`"),
         ({"patience": 3, "fold_validation": True}, "`patience` has no effect where `fold_validation` is True"),
         ({"output_dir": "out"}, "out belongs to another run"),
-        ({"tokens": "nothing"}, "There is no tokenized data in nothing"),
+        ({"tokens": "nothing"}, "There are no tokens in nothing"),
     ],
 )
 def test_options_that_cannot_be(run, finished, options, message):

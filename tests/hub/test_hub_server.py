@@ -1,6 +1,7 @@
 """The Hub of the tests, met by the real client: what is kept, what is refused, what goes wrong and what is retried."""
 
 import hashlib
+import importlib
 import os
 import re
 import subprocess
@@ -8,7 +9,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import httpx2
 import pytest
 from hub_client import connect, go_online
 from hub_server import Fault, HubServer
@@ -23,12 +23,16 @@ from huggingface_hub import (
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
+    HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils import _http
 
+
+# The HTTP library of huggingface_hub, which has changed with its versions.
+httpx2 = importlib.import_module(HTTPError.__module__.split(".")[0])
 
 NAME = "someone/name"
 CARD = b"---\nlicense: apache-2.0\n---\nWords\n"

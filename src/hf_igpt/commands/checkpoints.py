@@ -57,16 +57,15 @@ def load_matching_tokens(
     folder: str | os.PathLike, model: "ImageGPTPreTrainedModel", processor: "IGPTImageProcessor"
 ) -> "DatasetDict":
     """
-    Tokenized splits, refused where their palette or grid is not the checkpoint's.
+    Tokenized splits of a folder or of the Hub, refused where their palette or grid is not the checkpoint's.
 
     Raises:
         ValueError: no such folder, damaged data, or another palette, grid or number of values.
     """
+    from hf_igpt.data.token_repository import find_tokens
     from hf_igpt.data.token_store import check_tokens, load_tokens
 
-    if not Path(folder).is_dir():
-        raise ValueError(f"There is no tokenized data in {folder}: give `--tokens`, or run tokenize_dataset first.")
-    tokens = load_tokens(folder)
+    tokens = load_tokens(find_tokens(folder))
     check_tokens(tokens, processor)
     check_tokens(tokens, model.config)
     return tokens

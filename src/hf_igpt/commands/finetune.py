@@ -28,15 +28,19 @@ def main(argv: list[str] | None = None) -> None:
 def _main(argv: list[str] | None) -> None:
     arguments = parse(argv)
     from hf_igpt.commands.checkpoints import checkpoint_record, labelled_tokens, load_checkpoint
+    from hf_igpt.commands.publishing import publish_run, publishing_target
     from hf_igpt.processes import process_state
     from hf_igpt.training.finetuning import Checkpoint, finetune
 
     state = process_state()
     use_cpu_threads(arguments.cpu_threads)
+    target = publishing_target(arguments, state.is_main_process)
     name = arguments.model
     model, processor, digest = load_checkpoint(name)
     checkpoint = Checkpoint(name, model, processor, digest, checkpoint_record(name, model, digest))
     finetune(arguments, checkpoint, lambda folder: labelled_tokens(arguments, name, model, processor, folder, state))
+    if target is not None and state.is_main_process:
+        publish_run(target, arguments.output_dir, arguments.hub_license)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from hf_igpt.training.arguments import PretrainArguments
 
 def parse(argv: list[str] | None = None) -> PretrainArguments:
     """The options of pretrain, checked."""
-    return parse_arguments(PretrainArguments, __doc__, argv)
+    arguments = parse_arguments(PretrainArguments, __doc__, argv)
+    arguments.check()
+    return arguments
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,10 +25,16 @@ def main(argv: list[str] | None = None) -> None:
 
 def _main(argv: list[str] | None) -> None:
     arguments = parse(argv)
+    from hf_igpt.commands.publishing import publish_run, publishing_target
+    from hf_igpt.processes import process_state
     from hf_igpt.training.pretraining import pretrain
 
+    state = process_state()
     use_cpu_threads(arguments.cpu_threads)
+    target = publishing_target(arguments, state.is_main_process)
     pretrain(arguments)
+    if target is not None and state.is_main_process:
+        publish_run(target, arguments.output_dir, arguments.hub_license)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The fields of a pretraining recipe, and those that every training has."""
 
+import dataclasses
 from dataclasses import dataclass
 from operator import not_
 
@@ -45,6 +46,16 @@ class TrainerOptions:
         "auto",
         "tracker: auto takes TensorBoard where it is installed; or any name Trainer knows, such as wandb or trackio",
     )
+    push_to_hub: bool = option(False, "publish the model with its results and a card in the end, as push_to_hub does")
+    hub_model_id: str | None = option(
+        None, "OWNER/NAME of the repository to publish in; needed", only_if=("push_to_hub", bool)
+    )
+    hub_private_repo: bool | None = option(
+        None, "whether a new repository is private; by default as the owner has it set", only_if=("push_to_hub", bool)
+    )
+    hub_license: str | None = option(
+        None, "licence's name on the Hub, such as apache-2.0; by default none is stated", only_if=("push_to_hub", bool)
+    )
 
 
 @dataclass(kw_only=True)
@@ -66,6 +77,16 @@ class PretrainArguments(TrainerOptions, ImageOptions, GridOptions):
         high=1,
         choices=(UNIFORM,),
         only_if=("objective", "masked".__eq__),
+    )
+    tokens: str | None = option(
+        None,
+        "instead of images, tokens that tokenize_dataset wrote (a folder) or push_to_hub published (OWNER/NAME, or "
+        "OWNER/NAME@COMMIT), with the palette beside them",
+    )
+    dataset_name: str = option(
+        "digits",
+        "'digits' (scikit-learn's), a data set on the Hub, a local folder, or a parquet file or glob",
+        only_if=("tokens", not_),
     )
     palette: str | None = option(None, "folder or Hub name of an image processor to use instead of fitting a palette")
     augmentation: str = option(
@@ -95,3 +116,15 @@ class PretrainArguments(TrainerOptions, ImageOptions, GridOptions):
     save_steps: int = option(500, "optimizer steps between checkpoints", low=1)
     save_total_limit: int = option(2, "checkpoints kept", low=1)
     sample_steps: int = option(0, "optimizer steps between grids of samples; 0 draws none", low=0)
+
+    def check(self) -> None:
+        """Raises ValueError for options about images where there are only tokens, since they would have no effect."""
+        if self.tokens is None:
+            return
+        names = [field.name for field in dataclasses.fields(ImageOptions) if field.name != "dataset_name"]
+        fields = {field.name: field for field in dataclasses.fields(self)}
+        for name in [*names, "num_proc", "skip_damaged"]:
+            if getattr(self, name) != fields[name].default:
+                raise ValueError(f"`{name}` is about images and has no effect with `tokens`. Leave one of them out.")
+        if self.augmentation == "random_resized_crop":
+            raise ValueError("`augmentation: random_resized_crop` reads images: give `dataset_name`, not `tokens`.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_igpt.processes import process_state
+from hf_igpt.storage import MANIFEST, sha256
 from hf_igpt.training.jobs import (
     MODEL,
     announce,
@@ -43,7 +44,8 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
     """
     state = process_state()
     _check(arguments)
-    identity = run_identity(arguments)
+    tokens_folder = _find_tokens(arguments, state)
+    identity = run_identity(arguments) | _tokens_identity(tokens_folder)
     folder = Path(arguments.output_dir)
     if (results := finished_results(folder, identity)) is not None:
         state.wait_for_everyone()
@@ -51,7 +53,10 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
     started = time.perf_counter()
     holding = run_folder(folder, identity) if state.is_main_process else contextlib.nullcontext()
     with holding:
-        source, processor, tokens = _prepare(arguments, folder, state)
+        if tokens_folder is None:
+            source, processor, tokens = _prepare(arguments, folder, state)
+        else:
+            source, (processor, tokens) = None, _ready_tokens(arguments, tokens_folder)
         trainer = _build_trainer(arguments, source, processor, tokens)
         resumed_from = train_to_the_end(trainer)
         trainer.save_model(folder / MODEL)
@@ -65,6 +70,7 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
 
 def _check(arguments: "PretrainArguments") -> None:
     """Everything that can be wrong before data is read."""
+    arguments.check()
     import matplotlib.figure  # noqa: F401  # if it is missing, that is said here and not after the training
 
     from hf_igpt.data.augmentation import check_augmentation
@@ -116,13 +122,43 @@ def _prepare(arguments: "PretrainArguments", folder: Path, state: Any) -> tuple[
     return source, processor, tokens
 
 
+def _find_tokens(arguments: "PretrainArguments", state: Any) -> Path | None:
+    """The folder of the tokens that the options name, fetched by one process where they are on the Hub."""
+    from hf_igpt.data.token_repository import find_tokens
+
+    if arguments.tokens is None:
+        return None
+    with state.main_process_first():
+        return find_tokens(arguments.tokens)
+
+
+def _tokens_identity(tokens_folder: Path | None) -> dict[str, str]:
+    """What tells these tokens from later ones of the same name."""
+    return {} if tokens_folder is None else {"tokens_manifest": sha256(tokens_folder / MANIFEST)}
+
+
+def _ready_tokens(arguments: "PretrainArguments", folder: Path) -> "tuple[IGPTImageProcessor, DatasetDict]":
+    """Tokens that were made before, and the image processor that made them."""
+    from hf_igpt.data.token_repository import palette_beside
+    from hf_igpt.data.token_store import check_tokens, load_tokens
+    from hf_igpt.image_processing_igpt import IGPTImageProcessor
+
+    tokens = load_tokens(folder)
+    processor = IGPTImageProcessor.from_pretrained(arguments.palette or palette_beside(folder))
+    check_tokens(tokens, processor)
+    _check_palette(processor, arguments)
+    if "train" not in tokens:
+        raise ValueError(f"{arguments.tokens} has no split 'train', only {', '.join(tokens)}.")
+    return processor, tokens
+
+
 def _check_palette(processor: "IGPTImageProcessor", arguments: "PretrainArguments") -> None:
     from hf_igpt.data.options import grid_size
 
     if processor.size != grid_size(arguments):
         raise ValueError(
-            f"`image_size` is {arguments.image_size}, but the processor in {arguments.palette} makes grids of "
-            f"{processor.size}. Give the same size, or fit a palette for it."
+            f"`image_size` is {arguments.image_size}, but the processor of {arguments.palette or arguments.tokens} "
+            f"makes grids of {processor.size}. Give the same size, or fit a palette for it."
         )
 
 

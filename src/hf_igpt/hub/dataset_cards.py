@@ -1,0 +1,146 @@
+"""Cards of tokenized data sets: what the tokens are, where the images are from, how to get images back."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_igpt.data.token_repository import PALETTE, TOKENS
+from hf_igpt.hub.card_text import code, escaped, plain_line, single_gaps, table
+from hf_igpt.hub.repository_names import hub_name
+
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+    from huggingface_hub import DatasetCard
+
+TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
+TAGS = ("hf-igpt", "image-gpt", "tokens")
+
+
+def dataset_card(
+    name: str,
+    tokens: "DatasetDict",
+    *,
+    palette_sha256: str,
+    results: dict[str, Any] | None = None,
+    license: str | None = None,
+    dataset: str | None = None,
+) -> "DatasetCard":
+    """
+    The card of a tokenized data set.
+
+    Args:
+        name: repository.
+        tokens: the splits.
+        palette_sha256: of the image processor's file.
+        results: the results.json of the tokenizing, where there is one.
+        license: a licence's name on the Hub.
+        dataset: name on the Hub of the images, where the record has only a local path.
+    """
+    from huggingface_hub import DatasetCard, DatasetCardData
+
+    import hf_igpt
+    from hf_igpt.data.token_store import tokens_info
+
+    info = tokens_info(tokens)
+    height, width = info["grid"]
+    source = _source(info, dataset)
+    data = DatasetCardData(
+        license=license,
+        source_datasets=[source["hub"]] if source["hub"] else None,
+        pretty_name=plain_line(name),
+        tags=list(TAGS),
+        configs=[{"config_name": "default", "data_files": [_files(split) for split in tokens]}],
+    )
+    card = DatasetCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        title=escaped(name),
+        name=name,
+        summary=(
+            f"Images of {code(source['name'])} as colour tokens for Image GPT: {height}x{width} pixels of "
+            f"{info['num_values']} colours. The images themselves are not here."
+        ),
+        facts="\n".join(f"- {line}" for line in _facts(info, palette_sha256)),
+        splits=table(("split", "images", "columns"), _splits(tokens)),
+        usage=_usage(name, next(iter(tokens))),
+        making="\n".join(f"- {line}" for line in _making(info, source, results)),
+        limits="\n".join(f"- {line}" for line in _limits(source, license)),
+        version=hf_igpt.__version__,
+    )
+    return DatasetCard(single_gaps(str(card)))
+
+
+def _source(info: dict[str, Any], dataset: str | None) -> dict[str, Any]:
+    """Name, Hub name, revision and notes of the images."""
+    found = info["source"] or {}
+    hub = found.get("hub") or {}
+    name = dataset or hub.get("name") or found.get("name") or "images whose name is not known"
+    revision = hub.get("revision") or found.get("revision")
+    return {
+        "name": name,
+        "hub": hub_name(dataset or hub.get("name")),
+        "revision": revision,
+        "notes": found.get("notes") or [],
+    }
+
+
+def _files(split: str) -> dict[str, str]:
+    return {"split": split, "path": f"{TOKENS}/{split}/*.arrow"}
+
+
+def _facts(info: dict[str, Any], palette_sha256: str) -> Iterator[str]:
+    height, width = info["grid"]
+    yield (
+        f"{code('input_ids')}: {height * width * info['num_channels']} tokens of 0 to {info['num_values'] - 1}, the "
+        f"pixels of a grid of {height} rows and {width} columns in raster order, without a start token."
+    )
+    yield (
+        f"Token t is colour t of the palette in {code(f'{PALETTE}/preprocessor_config.json')} (palette hash "
+        f"{code(info['palette_hash'])}, SHA-256 of the file {code(palette_sha256)})."
+    )
+    settings = ", ".join(f"{name} {json.dumps(value)}" for name, value in info["processor"].items())
+    yield f"The image processor's settings: {code(settings)}."
+
+
+def _splits(tokens: "DatasetDict") -> Iterator[tuple[str, ...]]:
+    for name, split in tokens.items():
+        yield code(name), f"{len(split):,}", ", ".join(map(code, split.column_names))
+
+
+def _usage(name: str, split: str) -> str:
+    return "\n".join(
+        [
+            "from datasets import load_dataset",
+            "from hf_igpt import IGPTImageProcessor",
+            "from huggingface_hub import snapshot_download",
+            "",
+            f"name = {json.dumps(name)}",
+            f"tokens = load_dataset(name, split={json.dumps(split)})",
+            'folder = snapshot_download(name, repo_type="dataset", allow_patterns="palette/*")',
+            'processor = IGPTImageProcessor.from_pretrained(f"{folder}/palette")',
+            'images = processor.decode(tokens[:4]["input_ids"])  # Pillow images',
+        ]
+    )
+
+
+def _making(info: dict[str, Any], source: dict[str, Any], results: dict[str, Any] | None) -> Iterator[str]:
+    revision = f", revision {code(source['revision'])}" if source["revision"] else ""
+    yield f"Images: {code(source['name'])}{revision}."
+    yield from map(escaped, source["notes"])
+    if info["skipped"]:
+        yield f"{len(info['skipped'])} images could not be read and were left out."
+    if results is None:
+        yield f"Made with version {code(info['version'])} of hf_igpt; the command was not recorded."
+        return
+    commit = results["commit"]
+    made_at = f", commit {code(commit['sha'][:12])}" if commit else ""
+    yield f"Command: {code(results['command'])}{made_at}."
+
+
+def _limits(source: dict[str, Any], license: str | None) -> Iterator[str]:
+    yield "The images can't be had back from the tokens: their colours and their size are reduced."
+    yield f"Whatever holds for {code(source['name'])}, its terms included, holds for what is derived from it."
+    if license is None:
+        yield "No licence is stated: ask the authors before you use it."

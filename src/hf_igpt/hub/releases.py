@@ -1,0 +1,225 @@
+"""What is published: an explicit list of files, put together in a folder before anything is uploaded."""
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hf_igpt.hub.card_facts import HEADS, CardFacts, facts_of_model
+from hf_igpt.hub.code_files import code_files
+from hf_igpt.hub.evidence import Result, gather
+from hf_igpt.hub.model_cards import model_card, results_path
+from hf_igpt.storage import sha256, write_json
+
+
+if TYPE_CHECKING:
+    from hf_igpt.image_processing_igpt import IGPTImageProcessor
+    from hf_igpt.modeling_igpt import ImageGPTPreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+CARD = "README.md"
+_GRIDS = {
+    "samples.png": "Images that the model drew, unselected",
+    "completions.png": "Held-out images: what is given, what the model drew, the original",
+}
+
+
+@dataclass(frozen=True)
+class CardOptions:
+    """
+    What results can't tell a card.
+
+    Args:
+        license: a licence's name on the Hub.
+        dataset: name on the Hub of the training images, where a run read a local copy.
+        base_model: name on the Hub of the model that this one started from.
+        tags: more tags.
+    """
+
+    license: str | None = None
+    dataset: str | None = None
+    base_model: str | None = None
+    tags: Sequence[str] = ()
+
+
+def stage_model(
+    model: str | os.PathLike,
+    folder: Path,
+    name: str,
+    results: Sequence[str | os.PathLike] = (),
+    options: CardOptions = CardOptions(),
+) -> CardFacts:
+    """
+    Puts together what is published of a checkpoint: weights, config and processor, written anew by this package with
+    its own code; results.json files; pictures of them; and the card.
+
+    Args:
+        model: the checkpoint folder.
+        folder: an empty one.
+        name: of the repository.
+        results: more results.json files, or folders with them, besides those found beside the checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is damaged, has weights that aren't finite, or results are of other weights.
+    """
+    from hf_igpt.weights import weights_digest
+
+    loaded, processor = load_any_head(model)
+    loaded.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    found = gather(Path(model), weights_digest(loaded), results)
+    # Those of `hf-igpt sample` come before the grids of the training.
+    found = sorted(
+        (result for result in found if result.kind != "tokens"), key=lambda result: result.kind != "samples"
+    )
+    found = _with_unique_names(found)
+    for result in found:
+        write_json(folder / results_path(result), result.content)
+    facts = facts_of_model(
+        name,
+        loaded,
+        processor,
+        results=found,
+        pictures=_pictures(found, processor, folder),
+        code_files=code_files(folder),
+        license=options.license,
+        dataset=options.dataset,
+        base_model=options.base_model,
+        tags=[*options.tags, *(tag for result in found for tag in result.content.get("model_tags") or ())],
+    )
+    model_card(facts).save(folder / CARD)
+    return facts
+
+
+def _training_samples(result: Result, folder: Path) -> dict[str, str]:
+    """The last grid that a run drew while it trained, as a caption by path."""
+    grids = {}
+    for path in (result.folder / "samples").glob("step-*.png") if result.folder is not None else ():
+        if (step := path.stem.removeprefix("step-")).isdigit():
+            grids[int(step)] = path
+    if not grids:
+        return {}
+    shutil.copyfile(grids[max(grids)], folder / "images" / "samples.png")
+    return {"images/samples.png": f"Images that the model drew at step {max(grids)} of its training, unselected"}
+
+
+def stage_tokens(
+    tokens: str | os.PathLike,
+    palette: str | os.PathLike,
+    folder: Path,
+    name: str,
+    options: CardOptions = CardOptions(),
+) -> dict[str, Any]:
+    """
+    Puts together what is published of a tokenized data set: its folder as it is, the image processor with the palette
+    that made it, a picture of that, and the card. Returns the tokens' record.
+
+    Args:
+        tokens: folder of `save_tokens`.
+        palette: folder of an image processor.
+        folder: an empty one.
+        name: of the repository.
+
+    Raises:
+        ValueError: the tokens are damaged, or were made with another palette.
+    """
+    from hf_igpt import IGPTImageProcessor
+    from hf_igpt.data.token_repository import PALETTE, TOKENS
+    from hf_igpt.data.token_store import check_tokens, load_tokens
+    from hf_igpt.hub.dataset_cards import dataset_card
+    from hf_igpt.plots import palette_swatch, save_png
+    from hf_igpt.results import RESULTS, read_results
+
+    if options.base_model:
+        raise ValueError("`base_model` is for models; a tokenized data set has none. Leave it out.")
+    splits, processor = load_tokens(tokens), IGPTImageProcessor.from_pretrained(palette)
+    info = check_tokens(splits, processor)
+    shutil.copytree(tokens, folder / TOKENS)
+    processor.save_pretrained(folder / PALETTE)
+    code_files(folder / PALETTE)
+    (folder / "images").mkdir()
+    save_png(palette_swatch(processor.palette), folder / "images" / "palette.png")
+    results = Path(tokens) / RESULTS
+    card = dataset_card(
+        name,
+        splits,
+        palette_sha256=sha256(folder / PALETTE / "preprocessor_config.json"),
+        results=read_results(results) if results.is_file() else None,
+        license=options.license,
+        dataset=options.dataset,
+    )
+    card.save(folder / CARD)
+    return info
+
+
+def load_any_head(model: str | os.PathLike) -> "tuple[ImageGPTPreTrainedModel, IGPTImageProcessor]":
+    """
+    The model that a folder was saved from, with its image processor. The folder's own code is not run.
+
+    Raises:
+        ValueError: the folder is damaged, isn't of this package, or its weights are not finite.
+    """
+    import hf_igpt
+    from hf_igpt import IGPTImageProcessor, ImageGPTConfig
+    from hf_igpt.storage import MANIFEST, verify_folder
+    from hf_igpt.weights import check_finite
+
+    path = Path(model)
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{model} is no checkpoint folder: it has no config.json.")
+    if (path / MANIFEST).is_file():
+        verify_folder(path)
+    config = ImageGPTConfig.from_pretrained(path)
+    head = next(iter(config.architectures or ()), None)
+    if head not in HEADS:
+        raise ValueError(f"`architectures` in {model}/config.json must name one of {', '.join(HEADS)}, got {head!r}.")
+    loaded = getattr(hf_igpt, head).from_pretrained(path).eval()
+    check_finite(loaded, str(model))
+    try:
+        return loaded, IGPTImageProcessor.from_pretrained(path)
+    except OSError as error:
+        raise ValueError(f"{model} has no image processor, without which its tokens mean nothing: {error}") from error
+
+
+def _with_unique_names(results: list[Result]) -> list[Result]:
+    """Results that would have one file name get a number."""
+    taken: dict[str, int] = {}
+    unique = []
+    for result in results:
+        name = result.kind if result.kind in ("pretraining", "conversion") else result.name
+        taken[name] = taken.get(name, 0) + 1
+        name = name if taken[name] == 1 else f"{name}-{taken[name]}"
+        unique.append(Result(result.kind, name, result.content, result.folder))
+    return unique
+
+
+def _pictures(results: Sequence[Result], processor: "IGPTImageProcessor", folder: Path) -> dict[str, str]:
+    """Draws the pictures that go with the results, and copies the grids of samples; captions by path."""
+    from hf_igpt.figures import save_layer_curve
+    from hf_igpt.plots import palette_swatch, save_loss_curve, save_png
+
+    (folder / "images").mkdir()
+    captions = {}
+    for result in results:
+        if result.kind == "samples" and result.folder is not None:
+            for name, caption in _GRIDS.items():
+                if (result.folder / name).is_file() and f"images/{name}" not in captions:
+                    shutil.copyfile(result.folder / name, folder / "images" / name)
+                    captions[f"images/{name}"] = caption
+        elif result.kind == "probe":
+            path = f"images/{result.name}.png"
+            save_layer_curve(result.content, folder / path)
+            captions[path] = f"Accuracy of {result.name} at every layer"
+        elif result.kind == "pretraining":
+            captions |= _training_samples(result, folder) if "images/samples.png" not in captions else {}
+            save_loss_curve(result.content["log_history"], folder / "images" / "loss.png")
+            captions["images/loss.png"] = "Loss over the steps of pretraining"
+    if not any(path.endswith("samples.png") for path in captions):
+        logger.warning("There is no grid of samples beside the checkpoint: `hf-igpt sample` draws one for the card.")
+    save_png(palette_swatch(processor.palette), folder / "images" / "palette.png")
+    captions["images/palette.png"] = f"The palette's {processor.num_colors} colours"
+    return captions
