@@ -29,7 +29,7 @@ def wheel(tmp_path_factory) -> dict[str, bytes]:
 
 def test_modules_recipes_and_types_are_in_it(wheel):
     package = ROOT / "src" / "hf_igpt"
-    files = [path for pattern in ("*.py", "*.yaml", "py.typed") for path in package.rglob(pattern)]
+    files = [path for pattern in ("*.py", "*.yaml", "*.md", "py.typed") for path in package.rglob(pattern)]
     expected = {f"hf_igpt/{path.relative_to(package).as_posix()}" for path in files}
     assert any(name.endswith("digits.yaml") for name in expected) and "hf_igpt/py.typed" in expected
     assert expected - wheel.keys() == set()
