@@ -1,11 +1,17 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = ["hf-igpt[train]"]
+# [tool.hf-jobs]
+# flavor = "a10g-large"
+# timeout = "3h"
+# secrets = ["HF_TOKEN"]
 # ///
 """
 The command `hf-igpt sample` as a file.
 
-accelerate launch scripts/sample.py [RECIPE] [--option value ...]
+python scripts/sample.py [RECIPE] [--option value ...]
+uv run scripts/sample.py [RECIPE] [--option value ...]
+hf jobs uv run scripts/sample.py [RECIPE] [--option value ...]
 """
 
 from hf_igpt.commands.sample import main
