@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
     from hf_igpt.modeling_igpt import ImageGPTPreTrainedModel
 
+RESULTS_FOLDER = "results"
 HEADS = {
     "ImageGPTForCausalImageModeling": "next_pixel",
     "ImageGPTForMaskedImageModeling": "masked",
@@ -38,6 +39,7 @@ class CardFacts:
         dataset: name on the Hub of the training images, where the results don't tell.
         base_model: name on the Hub of the model that this one started from.
         tags: more tags, such as those of the run's tracker.
+        results_folder: where the results.json files lie, seen from the card.
     """
 
     name: str
@@ -51,6 +53,7 @@ class CardFacts:
     dataset: str | None = None
     base_model: str | None = None
     tags: Sequence[str] = ()
+    results_folder: str = RESULTS_FOLDER
 
     def of_kind(self, kind: str) -> list[Result]:
         """The results of one kind."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
-SAMPLE_PICTURES = ("images/samples.png", "images/completions.png")
+_DRAWN = ("samples", "completions", "inpainted")
 TAGS = ("hf-igpt", "image-gpt", "igpt")
 PIPELINE_TAGS = {
     "next_pixel": GENERATION,
@@ -113,7 +113,7 @@ def _eval_results(facts: CardFacts) -> "Iterator[EvalResult]":
 def _pictures(facts: CardFacts, are_samples: bool) -> Iterator[str]:
     """What the model drew, or what was drawn about it, each with its caption."""
     for path, caption in facts.pictures.items():
-        if (path in SAMPLE_PICTURES) == are_samples:
+        if Path(path).stem.endswith(_DRAWN) == are_samples:
             yield f"![{escaped(caption)}]({path})\n\n{escaped(f'{caption}.')}"
 
 
@@ -122,7 +122,7 @@ def _measured(facts: CardFacts) -> Iterator[tuple[str, ...]]:
         for figure in figures(result, facts.head):
             unit = "" if figure.metric == "accuracy" else f" {figure.metric.replace('_', ' ')}"
             text = f"**{figure.text}**{unit}" if figure.of_model else figure.text + unit
-            yield escaped(figure.what), text, code(figure.split), _link(result)
+            yield escaped(figure.what), text, code(figure.split), _link(facts, result)
 
 
 def _low_data(facts: CardFacts) -> Iterator[tuple[str, ...]]:
@@ -130,7 +130,7 @@ def _low_data(facts: CardFacts) -> Iterator[tuple[str, ...]]:
         for row in result.metrics.get("low_data") or ():
             layer = f"layer {result.metrics['best']['layer']}, {solver(result)}"
             accuracy = f"{100 * row['accuracy_mean']:.1f} ± {100 * row['accuracy_std']:.1f} %"
-            yield escaped(layer), str(row["per_class"]), accuracy, _link(result)
+            yield escaped(layer), str(row["per_class"]), accuracy, _link(facts, result)
 
 
 def _making(facts: CardFacts) -> Iterator[str]:
@@ -196,7 +196,7 @@ def _versions(content: dict[str, Any]) -> str:
 
 def _commands(facts: CardFacts) -> Iterator[tuple[str, ...]]:
     for result in facts.results:
-        yield _link(result), code(result.content["command"]), _commit(result.content)
+        yield _link(facts, result), code(result.content["command"]), _commit(result.content)
 
 
 def _limits(facts: CardFacts) -> Iterator[str]:
@@ -226,10 +226,10 @@ def _attribution(facts: CardFacts) -> str:
     return "; the weights are OpenAI's" if run and run.metrics.get("source_format") == "openai" else ""
 
 
-def _link(result: Result) -> str:
-    return f"[{escaped(result.name)}]({results_path(result)})"
+def _link(facts: CardFacts, result: Result) -> str:
+    return f"[{escaped(result.name)}]({facts.results_folder}/{results_name(result)})"
 
 
-def results_path(result: Result) -> str:
-    """Where a results.json lies in the repository."""
-    return f"results/{_UNSAFE.sub('-', result.name)}.json"
+def results_name(result: Result) -> str:
+    """File name of a results.json."""
+    return f"{_UNSAFE.sub('-', result.name)}.json"

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_igpt.hub.card_facts import HEADS, CardFacts, facts_of_model
+from hf_igpt.hub.card_facts import HEADS, RESULTS_FOLDER, CardFacts, facts_of_model
 from hf_igpt.hub.code_files import code_files
 from hf_igpt.hub.evidence import Result, gather
-from hf_igpt.hub.model_cards import model_card, results_path
+from hf_igpt.hub.model_cards import model_card, results_name
 from hf_igpt.storage import sha256, write_json
 
 
@@ -78,7 +78,7 @@ def stage_model(
     )
     found = _with_unique_names(found)
     for result in found:
-        write_json(folder / results_path(result), result.content)
+        write_json(folder / RESULTS_FOLDER / results_name(result), result.content)
     facts = facts_of_model(
         name,
         loaded,
