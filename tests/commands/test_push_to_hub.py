@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_recipe import write_recipe
+from huggingface_hub import ModelCard
+from tiny_recipe import write_images, write_recipe
 
 from hf_igpt.commands.publishing import publishing_target
 from hf_igpt.training.arguments import PretrainArguments
@@ -124,6 +125,26 @@ def test_tokens_are_published_and_trained_on(place, trained):
     assert again["dataset"] == trained["dataset"]
     assert again["model_sha256"] == trained["model_sha256"]
     place.command("evaluate", "--model", "again/model", "--tokens", TOKENS, "--split", "validation")
+
+
+def test_images_from_the_hub_are_named_with_their_commit(place):
+    name = "someone/images"
+    write_images(place.folder, 20)
+    content = (place.folder / "images" / "train.parquet").read_bytes()
+    repository = place.hub.add_repo(f"datasets/{name}", {"data/train-00000-of-00001.parquet": content})
+    options = ("--output_dir", "from_hub", "--max_steps", "1", "--sample_steps", "0", "--validation_fraction", "0.2")
+    done = place.command("pretrain", "tiny.yaml", "--dataset_name", name, *options)
+    assert done["dataset"]["hub"] == {"name": name, "revision": repository.head}
+    place.command("push_to_hub", "--model", "from_hub/model", "--repo_id", "someone/from-hub")
+    card = ModelCard(place.files("models/someone/from-hub")["README.md"].decode())
+    assert card.data.datasets == [name]
+    assert {result.dataset_revision for result in card.data.eval_results} == {repository.head}
+
+
+def test_a_checkpoint_of_the_training_loads_by_itself_too(place, trained):
+    done = place.run("-c", LOADING, "out/checkpoint-5", "main")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("transformers_modules.")
 
 
 def test_a_push_that_was_cut_is_said_and_completed_by_the_same_command(place, trained):

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_HUB_FILE = re.compile(r"hf://datasets/(?P<name>[^@]+)@(?P<revision>[0-9a-f]{40})/")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # The paper's for CIFAR and STL-10 (section 3.1).
 VALIDATION_FRACTION = 0.1
@@ -38,7 +39,7 @@ class ImageSource:
         label_column: Column with the class, or None.
         label_names: Class names in the order of their numbers, or None.
         revision: Revision of the data set on the Hub that was asked for, or None.
-        hub: Name on the Hub and the commit that was read (None where `datasets` doesn't tell); None for local images.
+        hub: Name on the Hub and the commit that was read (None for a stream); None for local images.
         notes: What a reader of results must know about the splits, in words.
         image_roots: Folders a row's path may point into; bytes need none.
         asked_for: Arguments of `load_images` that decide which images a stream gives.
@@ -147,7 +148,7 @@ def load_images(
         label_column=label,
         label_names=getattr(features[label], "names", None) if label else None,
         revision=revision,
-        hub=_hub_origin(dataset_name, splits["train"]),
+        hub=_hub_origin(dataset_name, raw[names["train"]]),
         notes=tuple(notes),
         image_roots=_image_roots(dataset_name),
         asked_for={
@@ -209,13 +210,12 @@ def _load(name: str, config: str | None, revision: str | None, streaming: bool) 
 
 
 def _hub_origin(name: str, split: "Dataset | IterableDataset") -> dict[str, str | None] | None:
-    """Name and commit of a data set on the Hub, from the addresses that `datasets` noted when it read the files."""
+    """Name and commit of a data set on the Hub: `datasets` keeps what it read in a folder named after the commit."""
     if name == "digits" or name.endswith(".parquet") or os.path.isdir(os.path.expanduser(name)):
         return None
-    for address in split.info.download_checksums or {}:
-        if match := _HUB_FILE.match(address):
-            return {"name": match["name"], "revision": match["revision"]}
-    return {"name": name, "revision": None}
+    folders = {Path(file["filename"]).parent.name for file in getattr(split, "cache_files", ())}
+    commits = [folder for folder in folders if _COMMIT.fullmatch(folder)]
+    return {"name": name, "revision": commits[0] if len(commits) == 1 else None}
 
 
 def _damaged_file(name: str) -> str | None:
