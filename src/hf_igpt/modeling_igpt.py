@@ -630,8 +630,8 @@ class ImageGPTForMaskedImageModeling(ImageGPTPreTrainedModel):
             bool_masked_pos: True where a pixel is to be drawn, of shape (B, T).
             num_return_sequences: images to draw, for each of the given ones where there are any.
             decoding: `num_steps`, `order`, `schedule`, `temperature`, `top_k`, `top_p`, `choice_temperature`,
-                `generator`, see [`iterative_decode`]. By default exact draws from the model, which take one pass for
-                every pixel.
+                `generator` (one, or one for each image that is drawn), see [`iterative_decode`]. By default exact
+                draws from the model, which take one pass for every pixel.
 
         Returns:
             Tokens of shape (num_return_sequences, T), or of given images (B * num_return_sequences, T), those of one
