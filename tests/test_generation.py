@@ -104,6 +104,66 @@ def test_same_seed_same_images_and_another_seed_others():
     assert not torch.equal(runs[0], runs[2])
 
 
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_an_image_with_a_generator_of_its_own_is_the_same_in_any_batch():
+    model = tiny_causal()
+    ids, options = prefix(model, 4, batch=3), {"temperature": 0.8, "top_k": 8, "top_p": 0.95}
+    state = torch.get_rng_state()
+    images = model.generate(ids, generator=generators(3, 4, 5), **options)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_images(images)
+    for image, seed in enumerate((3, 4, 5)):
+        alone = model.generate(ids[image : image + 1], generator=generators(seed), **options)
+        assert torch.equal(alone[0], images[image])
+    several = model.generate(ids[:1], num_return_sequences=3, generator=generators(3, 3, 4), **options)
+    assert torch.equal(several[0], several[1]) and not torch.equal(several[0], several[2])
+
+
+def test_one_generator_for_a_batch():
+    model = tiny_causal()
+    first, again, other = (
+        model.generate(num_return_sequences=4, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert len({tuple(row.tolist()) for row in first}) == 4
+
+
+def test_generators_draw_after_temperature_and_truncation():
+    """And the value drawn is the one that `generate` takes, whatever other processors there are."""
+    model = tiny_causal()
+    options = {"temperature": 0.7, "top_k": 3, "suppress_tokens": [4], "renormalize_logits": True}
+    seeds = list(range(200))
+    images = model.generate(num_return_sequences=200, generator=generators(*seeds), **options)
+    logits = model(input_ids=images[:1, :1]).logits[0, 0].index_fill(0, torch.tensor(4), -torch.inf)
+    kept = logits.topk(3)
+    expected = (kept.values / 0.7).softmax(-1).detach()
+    counts = torch.stack([(images[:, 1] == value).sum() for value in kept.indices]).double()
+    assert counts.sum() == 200
+    assert ((counts / 200 - expected).abs() < 5 * (expected * (1 - expected) / 200).sqrt()).all()
+    greedy = model.generate(generator=generators(0), do_sample=False)
+    assert torch.equal(greedy, model.generate(do_sample=False))
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf"])
+def test_generators_hide_no_damaged_logits(kind):
+    model = tiny_causal(torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight[7] = float(kind)
+    with pytest.raises(RuntimeError, match="inf|nan"):
+        model.generate(generator=generators(0))
+
+
+def test_wrong_generators():
+    model = tiny_causal()
+    with pytest.raises(ValueError, match="one for each of the 3 images to be drawn, got 2"):
+        model.generate(num_return_sequences=3, generator=generators(0, 1))
+    with pytest.raises(ValueError, match="`generator` is for sampling.*num_beams=3"):
+        model.generate(num_beams=3, generator=generators(0))
+
+
 def test_samples_follow_the_models_probabilities():
     """Two pixels of four values, so that every image can be counted: nothing is truncated or tempered."""
     model = tiny_causal(vocab_size=5, image_size=[1, 2])

@@ -72,6 +72,27 @@ def test_every_kind_of_input_gives_the_same_tokens(tmp_path):
         np.testing.assert_array_equal(tokens_of(processor, batch), expected)
 
 
+@pytest.mark.parametrize("options", [{}, {"do_center_crop": True}, {"do_center_crop": True, "crop_size": 7}])
+@pytest.mark.parametrize("resample", list(Image.Resampling))
+def test_a_mask_hides_every_token_that_a_pixel_has_a_part_in(resample, options):
+    processor = make_processor(resample=resample, **options)
+    found, changed = np.zeros((2, 9, 13, 4, 6), dtype=bool)
+    grey = np.full((9, 13, 3), 128, dtype=np.uint8)
+    plain = processor.pixels(Image.fromarray(grey))[0]
+    for row, column in np.ndindex(9, 13):
+        mask = np.zeros((9, 13), dtype=bool)
+        mask[row, column] = True
+        found[row, column] = processor.fit_mask(mask)
+        for level in (0, 255):
+            other = Image.fromarray(np.where(mask[..., None], level, grey).astype(np.uint8))
+            changed[row, column] |= (processor.pixels(other)[0] != plain).any(axis=-1)
+    assert changed.any() and not (changed & ~found).any()
+    # With wider filters rounding takes small parts away.
+    assert (found == changed).all() or resample not in (Image.Resampling.NEAREST, Image.Resampling.BOX)
+    everything = processor.fit_mask(np.ones((9, 13), dtype=bool))
+    assert everything.dtype == bool and everything.shape == (4, 6) and everything.all()
+
+
 @settings(max_examples=30, deadline=None)
 @given(data=st.data(), resample=st.sampled_from([0, 2, 3]), crop=st.sampled_from([None, 3, {"height": 5, "width": 2}]))
 def test_alone_as_in_a_batch(data, resample, crop):

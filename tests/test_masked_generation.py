@@ -302,9 +302,43 @@ def test_no_gradients(model):
     assert not model.generate().requires_grad
 
 
+@pytest.mark.parametrize("order", ["random", "confidence"])
+def test_generators_of_each_image(model, order):
+    """Beside images with more and with fewer hidden pixels."""
+    tokens = random_tokens(model.config, 3)
+    mask = random_mask(tokens)
+    mask[0], mask[2] = True, False
+    mask[2, 5] = True
+
+    def generators(*seeds):
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    state = torch.get_rng_state()
+    drawn = iterative_decode(model, tokens, mask, order=order, generator=generators(3, 4, 5))
+    assert torch.equal(torch.get_rng_state(), state)
+    for image, seed in enumerate((3, 4, 5)):
+        row = slice(image, image + 1)
+        alone = iterative_decode(model, tokens[row], mask[row], order=order, generator=generators(seed))
+        assert torch.equal(alone[0], drawn[image])
+    other = iterative_decode(model, tokens, mask, order=order, generator=generators(3, 6, 5))
+    assert torch.equal(other[[0, 2]], drawn[[0, 2]]) and not torch.equal(other[1], drawn[1])
+    with pytest.raises(ValueError, match="one for each of the 3 images to be drawn, got 2"):
+        iterative_decode(model, tokens, mask, generator=generators(3, 4))
+
+
+@pytest.mark.parametrize("kind", ["nan", "inf"])
+def test_damaged_logits(kind):
+    model = tiny_masked(torch.float32)
+    with torch.no_grad():
+        model.lm_head.weight[7] = float(kind)
+    with pytest.raises(ValueError, match="logits are not finite"):
+        model.generate()
+
+
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
+        ({"temperature": "hot"}, "`temperature` must be above 0 and finite.*got 'hot'"),
         ({"num_steps": 0}, "`num_steps` must be None or a whole number of at least 1, got 0"),
         ({"num_steps": 2.0}, "`num_steps` must be None or a whole number"),
         ({"order": "raster"}, "`order` must be one of random, confidence, got 'raster'"),

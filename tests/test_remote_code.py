@@ -12,8 +12,9 @@ import torch
 from tiny_models import random_tokens, randomize_, tiny_causal, tiny_config, tiny_masked
 
 import hf_igpt
-from hf_igpt import IGPTImageProcessor, ImageGPTForImageClassification
+from hf_igpt import IGPTImageProcessor, ImageCompletionPipeline, ImageGPTForImageClassification
 from hf_igpt.configuration_igpt import AUTO_MAP
+from hf_igpt.pipeline_igpt import CUSTOM_PIPELINES
 
 
 SOURCE = Path(hf_igpt.__file__).parent
@@ -103,11 +104,13 @@ def loaded(saved):
 @pytest.mark.parametrize("head", HEADS)
 def test_a_folder_carries_the_whole_map_and_every_file_that_it_needs(saved, head):
     folder = saved[0] / head
-    assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["auto_map"], config["custom_pipelines"]) == (AUTO_MAP, CUSTOM_PIPELINES)
     processor = json.loads((folder / "preprocessor_config.json").read_text())
     assert processor["auto_map"] == {"AutoImageProcessor": "image_processing_igpt.IGPTImageProcessor"}
     files = sorted(folder.glob("*.py"))
-    assert {"configuration_igpt.py", "modeling_igpt.py", "image_processing_igpt.py"} <= {path.name for path in files}
+    entries = {f"{name}_igpt.py" for name in ("configuration", "modeling", "image_processing", "pipeline")}
+    assert entries <= {path.name for path in files}
     for path in files:
         assert path.read_bytes() == (SOURCE / path.name).read_bytes()
 
@@ -132,6 +135,112 @@ def test_every_auto_class_loads_every_head_without_the_package(saved, loaded, he
     expected = own.eval().pooled_features(tokens)
     assert (expected[0] - expected[1]).abs().max() > 0.01
     torch.testing.assert_close(torch.tensor(result["features"]), expected.detach(), atol=1e-5, rtol=1e-5)
+
+
+PIPELINES = (
+    LOADING.split("folder, heads")[0]
+    + """
+from PIL import Image
+from transformers import pipeline
+
+folder, heads, tasks = sys.argv[1], sys.argv[2].split(","), sys.argv[3].split(",")
+images = [Image.fromarray(pixels) for pixels in np.load(f"{folder}/pixels.npy")]
+hole = np.load(f"{folder}/hole.npy")
+found = {}
+for head in heads:
+    found[head] = {}
+    for task in tasks:
+        if task == "image-completion" and head not in ("causal", "masked"):
+            continue
+        made = pipeline(task, model=f"{folder}/{head}", trust_remote_code=True)
+        if task == "image-completion":
+            options = {"mask": hole, "num_steps": 2} if head == "masked" else {"rows_kept": 1}
+            drawn = made(images, num_images=2, seed=3, batch_size=2, top_k=8, **options)
+            answer = [[np.asarray(image).tolist() for image in row] for row in drawn]
+        elif task == "image-classification":
+            answer = made(images)
+        else:
+            answer = [made(images, pool=True), made(images, pool=True, layer=1)]
+        modules = [type(part).__module__ for part in (made, made.model, made.image_processor)]
+        found[head][task] = {"modules": modules, "answer": answer}
+made.save_pretrained(f"{folder}/from-a-pipeline")
+assert "hf_igpt" not in sys.modules
+print(json.dumps(found))
+"""
+)
+TASKS = [*CUSTOM_PIPELINES, "image-classification"]
+
+
+@pytest.fixture(scope="module")
+def answers(saved):
+    folder = saved[0]
+    np.save(folder / "pixels.npy", np.random.default_rng(1).integers(0, 256, (3, 6, 8, 3), dtype=np.uint8))
+    hole = np.zeros((3, 4), dtype=bool)
+    hole[1, 1:3] = True
+    np.save(folder / "hole.npy", hole)
+    done = run_without_the_package(folder, PIPELINES, ",".join(HEADS), ",".join(TASKS))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def loaded_here(folder: Path, head: str) -> tuple:
+    """Model, image processor and images, with the package."""
+    classes = {
+        "causal": hf_igpt.ImageGPTForCausalImageModeling,
+        "masked": hf_igpt.ImageGPTForMaskedImageModeling,
+        "classifier": ImageGPTForImageClassification,
+        "backbone": hf_igpt.ImageGPTModel,
+    }
+    model = classes[head].from_pretrained(folder / head)
+    return model, IGPTImageProcessor.from_pretrained(folder / head), list(np.load(folder / "pixels.npy"))
+
+
+@pytest.mark.parametrize("head", ["causal", "masked"])
+def test_completions_without_the_package(saved, answers, head):
+    folder, answer = saved[0], answers[head]["image-completion"]
+    assert all(module.startswith("transformers_modules.") for module in answer["modules"])
+    model, processor, images = loaded_here(folder, head)
+    options = {"mask": folder / "hole.npy", "num_steps": 2} if head == "masked" else {"rows_kept": 1}
+    completer = ImageCompletionPipeline(model, image_processor=processor)
+    expected = completer(images, num_images=2, seed=3, top_k=8, **options)
+    assert expected[0][0].tobytes() != expected[0][1].tobytes()
+    found = np.array(answer["answer"], dtype=np.uint8)
+    np.testing.assert_array_equal(found, np.array([[np.asarray(image) for image in row] for row in expected]))
+
+
+@pytest.mark.parametrize("task", ["igpt-feature-extraction", "image-feature-extraction"])
+@pytest.mark.parametrize("head", HEADS)
+def test_features_without_the_package(saved, answers, head, task):
+    """Under the name of transformers' own task too: the line is the same with and without the package."""
+    answer = answers[head][task]
+    assert all(module.startswith("transformers_modules.") for module in answer["modules"])
+    model, processor, images = loaded_here(saved[0], head)
+    tokens = processor(images, return_tensors="pt").input_ids
+    for found, layer in zip(answer["answer"], (None, 1), strict=True):
+        expected = model.pooled_features(tokens, layer).detach()
+        assert (expected[0] - expected[1]).abs().max() > 0.01
+        torch.testing.assert_close(torch.tensor(found)[:, 0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_classes_without_the_package(saved, answers):
+    answer = answers["classifier"]["image-classification"]
+    pipeline_module, *parts = answer["modules"]
+    assert pipeline_module == "transformers.pipelines.image_classification"
+    assert all(module.startswith("transformers_modules.") for module in parts)
+    model, processor, images = loaded_here(saved[0], "classifier")
+    logits = model(input_ids=processor(images, return_tensors="pt").input_ids).logits.detach()
+    for found, row in zip(answer["answer"], logits, strict=True):
+        assert found[0]["label"] == "abc"[row.argmax()]
+        scores = {entry["label"]: entry["score"] for entry in found}
+        torch.testing.assert_close(torch.tensor([scores[label] for label in "abc"]), row.softmax(0), atol=1e-5, rtol=0)
+
+
+def test_a_pipeline_saved_without_the_package_is_a_whole_folder(saved, answers):
+    folder = saved[0]
+    config = json.loads((folder / "from-a-pipeline/config.json").read_text())
+    assert (config["auto_map"], config["custom_pipelines"]) == (AUTO_MAP, CUSTOM_PIPELINES)
+    names = {path.name for path in (folder / "causal").iterdir()} - {"generation_config.json"}
+    assert names <= {path.name for path in (folder / "from-a-pipeline").iterdir()}
 
 
 SAVED_AGAIN = (
@@ -162,6 +271,12 @@ sys.addaudithook(lambda event, arguments: opened.append(arguments[0]) if event i
 for load in (AutoConfig, AutoImageProcessor, transformers.AutoModel):
     try:
         load.from_pretrained(f"{sys.argv[1]}/causal", trust_remote_code=False)
+        raise SystemExit("loaded")
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
+for task in ("image-completion", "image-feature-extraction", "igpt-feature-extraction"):
+    try:
+        transformers.pipeline(task, model=f"{sys.argv[1]}/causal", trust_remote_code=False)
         raise SystemExit("loaded")
     except ValueError as error:
         assert "trust_remote_code" in str(error), error

@@ -1,7 +1,7 @@
 """
 Image GPT for Hugging Face transformers: train, measure, use and share it.
 
-Importing this package registers its classes with transformers' Auto classes; nothing else happens.
+Importing this package registers its classes with transformers' Auto classes and pipelines; nothing else happens.
 """
 
 from transformers import (
@@ -14,6 +14,8 @@ from transformers import (
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_IMAGE_MODELING_MAPPING
+from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_igpt import ImageGPTConfig
 from .image_processing_igpt import IGPTImageProcessor
@@ -23,6 +25,7 @@ from .modeling_igpt import (
     ImageGPTForMaskedImageModeling,
     ImageGPTModel,
 )
+from .pipeline_igpt import ImageCompletionPipeline, ImageGPTFeatureExtractionPipeline
 
 
 __version__ = "0.1.0"
@@ -47,14 +50,32 @@ def _register() -> None:
     # that one first and warn that it needs torchvision.
     backends = {"pil": IGPTImageProcessor, "torchvision": IGPTImageProcessor}
     IMAGE_PROCESSOR_MAPPING.register(ImageGPTConfig, backends, exist_ok=True)
+    # No processor of videos, for any backend. Without the entry transformers' image pipelines guess one from ours, and
+    # ask whether they may run the checkpoint's code to find it.
+    VIDEO_PROCESSOR_MAPPING.register(ImageGPTConfig, {}, exist_ok=True)
+
+
+def _register_pipelines() -> None:
+    heads = (AutoModelForCausalLM, AutoModelForMaskedImageModeling)
+    pipelines = {
+        "image-completion": (ImageCompletionPipeline, heads),
+        "igpt-feature-extraction": (ImageGPTFeatureExtractionPipeline, (AutoModel,)),
+    }
+    for task, (pipeline_class, models) in pipelines.items():
+        # transformers warns about a task that is already there, as after a reload.
+        PIPELINE_REGISTRY.supported_tasks.pop(task, None)
+        PIPELINE_REGISTRY.register_pipeline(task, pipeline_class, models, type="image")
 
 
 _register()
+_register_pipelines()
 
 __all__ = [
     "AutoModelForCausalImageModeling",
     "IGPTImageProcessor",
+    "ImageCompletionPipeline",
     "ImageGPTConfig",
+    "ImageGPTFeatureExtractionPipeline",
     "ImageGPTForCausalImageModeling",
     "ImageGPTForImageClassification",
     "ImageGPTForMaskedImageModeling",

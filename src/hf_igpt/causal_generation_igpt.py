@@ -1,17 +1,24 @@
 """
 Where `generate` of transformers takes something for granted that isn't so for a next-pixel model: one logit for every
-id, sequences of any length, one name of the cache.
+id, sequences of any length, one name of the cache, one random state for all images.
 """
 
 import contextlib
 from collections.abc import Iterator
 
+import torch
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationConfig, PromptLookupCandidateGenerator
+from transformers.generation import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PromptLookupCandidateGenerator,
+)
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .configuration_igpt import ImageGPTConfig
+from .generation_igpt import Generators, check_generators, draw_values
 
 
 # transformers 5.24 renamed `past_key_values` to `cache`, in what `generate` passes too. Our models take both names;
@@ -21,6 +28,26 @@ CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ 
 
 class ImageGenerationMixin:
     """Stands in front of `GenerationMixin` among the bases of a next-pixel head."""
+
+    def generate(self, *args, generator: Generators = None, **kwargs):
+        """
+        As in transformers, which draws from the global random state, or from generators of one's own.
+
+        Args:
+            generator: on the model's device, one for all images or one for each image that is drawn (those of one
+                prompt next to each other). With one for each, an image comes out the same, up to rounding, whatever
+                else is in the batch. The global random state is left as it was.
+
+        Raises:
+            ValueError: generators for another number of images, or for beam search.
+        """
+        if generator is None:
+            return super().generate(*args, **kwargs)
+        drawer = _Drawer(generator)
+        kwargs["logits_processor"] = LogitsProcessorList([*(kwargs.get("logits_processor") or []), drawer])
+        # transformers draws all the same, from the one token that the drawer leaves.
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            return super().generate(*args, **kwargs)
 
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values=None, cache=None, **kwargs):
@@ -42,13 +69,14 @@ class ImageGenerationMixin:
             )
         super()._validate_generated_length(generation_config, *args, **kwargs)
 
-    def _get_logits_processor(self, *args, **kwargs):
+    def _get_logits_processor(self, generation_config, *args, **kwargs):
         # The encoder penalties look up the logits of every prompt token; the start token has none.
         prompt = kwargs.get("encoder_input_ids")
         if prompt is not None and prompt.dim() == 2 and not prompt.is_floating_point():
             kwargs["encoder_input_ids"] = prompt[:, 1:]
         with self._values_as_vocabulary():
-            return super()._get_logits_processor(*args, **kwargs)
+            processors = super()._get_logits_processor(generation_config, *args, **kwargs)
+        return _drawers_last(processors, generation_config)
 
     def _get_candidate_generator(self, *args, **kwargs):
         with self._values_as_vocabulary():
@@ -68,6 +96,31 @@ class ImageGenerationMixin:
             yield
         finally:
             self.config.vocab_size = vocab_size
+
+
+class _Drawer(LogitsProcessor):
+    """Draws the next token of every image, and leaves `generate` this one to draw."""
+
+    def __init__(self, generator: Generators):
+        self.generator = generator
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        check_generators(self.generator, len(scores))
+        drawn = draw_values(scores, self.generator).unsqueeze(1)
+        values = torch.arange(scores.shape[1], device=scores.device)
+        # One score that isn't finite makes them all so, and `generate` refuses to draw.
+        return scores.log_softmax(dim=-1).masked_fill(values != drawn, -torch.inf)
+
+
+def _drawers_last(processors: LogitsProcessorList, generation_config: GenerationConfig) -> LogitsProcessorList:
+    # transformers appends temperature and truncation to what the caller gives.
+    drawers = [processor for processor in processors if isinstance(processor, _Drawer)]
+    if not drawers:
+        return processors
+    if generation_config.num_beams not in (None, 1):
+        raise ValueError(f"`generator` is for sampling: leave it out, or num_beams={generation_config.num_beams}.")
+    others = [processor for processor in processors if not isinstance(processor, _Drawer)]
+    return LogitsProcessorList([*others, *(drawers if generation_config.do_sample else [])])
 
 
 def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:

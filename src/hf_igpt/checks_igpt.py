@@ -1,5 +1,7 @@
 """Checks of what a model is given, before it can end in an index error or in wrong numbers."""
 
+from typing import Any
+
 import torch
 
 from .configuration_igpt import ImageGPTConfig
@@ -62,4 +64,17 @@ def check_mask(bool_masked_pos: torch.BoolTensor, shape: torch.Size, config: Ima
         )
 
 
-__all__ = ["check_mask", "check_tokens"]
+def check_processor(image_processor: Any, config: ImageGPTConfig) -> None:
+    """
+    Raises:
+        ValueError: an image processor whose palette or grid is not that of the model's tokens.
+    """
+    palette, grid = image_processor.num_colors, image_processor.grid
+    if palette != config.num_values or grid != config.grid:
+        raise ValueError(
+            f"the palette has {palette} colours on a grid of {grid}, but the model {config.num_values} values on "
+            f"{config.grid}. They are not of one checkpoint: load both from the same."
+        )
+
+
+__all__ = ["check_mask", "check_processor", "check_tokens"]

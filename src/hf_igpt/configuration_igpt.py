@@ -1,5 +1,6 @@
 """Configuration of Image GPT (Chen et al., "Generative Pretraining from Pixels", ICML 2020)."""
 
+import copy
 import difflib
 import math
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .native_igpt import native_config_to_igpt
 
@@ -29,6 +31,9 @@ AUTO_MAP = {
     "AutoModelForMaskedImageModeling": "modeling_igpt.ImageGPTForMaskedImageModeling",
     "AutoModelForImageClassification": "modeling_igpt.ImageGPTForImageClassification",
 }
+
+# The tasks of `custom_pipelines` that the package registers with transformers.
+REGISTERED_PIPELINES = ("image-completion", "igpt-feature-extraction")
 
 MAX_GRID_SIDE = 4096
 MAX_LAYERS = 4096
@@ -167,7 +172,7 @@ class ImageGPTConfig(PreTrainedConfig):
             config_dict = native_config_to_igpt(config_dict)
         elif model_type != cls.model_type:
             raise ValueError(f"`model_type` must be {cls.model_type!r} or 'imagegpt', got {model_type!r}.")
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(cls._without_registered_pipelines(config_dict), **kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -200,8 +205,26 @@ class ImageGPTConfig(PreTrainedConfig):
             raise ValueError(f"{pretrained_model_name_or_path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
-        """As in transformers, with the whole `auto_map`."""
-        return super().to_dict() | {"auto_map": dict(AUTO_MAP)}
+        """As in transformers, with the whole `auto_map` and all `custom_pipelines`, whichever head is saved."""
+        # Here and not above: the file imports all that pipelines need. It is saved with this one, for its import.
+        from .pipeline_igpt import CUSTOM_PIPELINES
+
+        fields = super().to_dict()
+        pipelines = fields.get("custom_pipelines", {}) | copy.deepcopy(CUSTOM_PIPELINES)
+        return fields | {"auto_map": dict(AUTO_MAP), "custom_pipelines": pipelines}
+
+    @classmethod
+    def _without_registered_pipelines(cls, config_dict: dict[str, Any]) -> dict[str, Any]:
+        """
+        With the package its own pipelines are used, as its own classes are. transformers would ask for the trust to
+        run those of the checkpoint, for it looks at `custom_pipelines` first.
+        """
+        pipelines = config_dict.get("custom_pipelines")
+        is_from_checkpoint = cls.__module__.split(".")[0] == TRANSFORMERS_DYNAMIC_MODULE_NAME
+        if is_from_checkpoint or not isinstance(pipelines, dict):
+            return config_dict
+        kept = {task: entry for task, entry in pipelines.items() if task not in REGISTERED_PIPELINES}
+        return config_dict | {"custom_pipelines": kept}
 
     @classmethod
     def field_names(cls) -> list[str]:
@@ -265,6 +288,8 @@ class ImageGPTConfig(PreTrainedConfig):
             named = getattr(torch, value, None) if isinstance(value, str) else value
             if value is not None and not isinstance(named, torch.dtype):
                 raise ValueError(f"`{name}` must be the name of a torch dtype such as 'float32', got {value!r}.")
+        if not isinstance(kwargs.get("custom_pipelines", {}), dict):
+            raise ValueError(f"`custom_pipelines` must be an object, got {kwargs['custom_pipelines']!r}.")
         if kwargs.get("per_layer_config") is not None:
             raise ValueError("`per_layer_config` must be left out: all blocks of an Image GPT are alike.")
 

@@ -9,6 +9,7 @@ Shapes: B images, T tokens in raster order, V token values.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -21,6 +22,9 @@ ORDERS = ("random", "confidence")
 SCHEDULES = ("cosine", "linear")
 # Of the authors' code (google-research/maskgit).
 CHOICE_TEMPERATURE = 4.5
+
+# One for all images, or one for each: what is drawn for an image is then the same whatever is drawn beside it.
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 @torch.no_grad()
@@ -35,7 +39,7 @@ def iterative_decode(
     top_k: int = 0,
     top_p: float = 1.0,
     choice_temperature: float | None = None,
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
 ) -> torch.LongTensor:
     """
     Draws the hidden pixels of images. Every step runs the model once, draws a value for every pixel that is still
@@ -57,16 +61,18 @@ def iterative_decode(
         top_p: draw from the likeliest values that make up this probability.
         choice_temperature: with "confidence", scale of the Gumbel noise that is added to log-probabilities, falling to
             0 over the steps; by default 4.5. 0 reveals strictly the most probable.
-        generator: on the model's device; by default torch's global one.
+        generator: on the model's device, one for all images or one for each; by default torch's global one. With one
+            for each, an image comes out the same, up to rounding, whatever else is in the batch.
 
     Returns:
         Tokens of shape (B, T), the given ones unchanged.
 
     Raises:
         ValueError: an option out of range or without effect, a mask of another shape or type, tokens outside [0, V),
-            or a next-pixel model.
+            generators for another number of images, a next-pixel model, or logits that are not finite.
     """
-    _check_options(num_steps, order, schedule, temperature, top_k, top_p, choice_temperature)
+    check_options(num_steps, order, schedule, temperature, top_k, top_p, choice_temperature)
+    check_generators(generator, len(input_ids))
     check_mask(bool_masked_pos, input_ids.shape, model.config)
     hidden = bool_masked_pos.to(input_ids.device)
     tokens = input_ids.masked_fill(hidden, 0)
@@ -78,7 +84,7 @@ def iterative_decode(
     noise_scale = CHOICE_TEMPERATURE if choice_temperature is None else choice_temperature
     warpers = _warpers(temperature, top_k, top_p)
     # A permutation of the positions, whatever the values: which pixels come first.
-    keys = torch.randint(2**62, tokens.shape, generator=generator, device=tokens.device)
+    keys = fill_randomly(torch.empty_like(tokens), lambda row, source: row.random_(2**62, generator=source), generator)
     priority = keys.argsort(dim=1).float()
     for step, number in enumerate(numbers):
         logits = model(input_ids=tokens, bool_masked_pos=hidden, return_dict=True).logits
@@ -114,19 +120,56 @@ def _revealed(num_hidden: torch.LongTensor, num_steps: int | None, schedule: str
 
 
 def _draw(
-    logits: torch.Tensor, warpers: LogitsProcessorList, generator: torch.Generator | None
+    logits: torch.Tensor, warpers: LogitsProcessorList, generator: Generators
 ) -> tuple[torch.LongTensor, torch.Tensor]:
     """A value for every position, and its log-probability before truncation and temperature; both of shape (B, T)."""
     logits = logits.to(torch.promote_types(torch.float32, logits.dtype))
-    probabilities = warpers(None, logits.flatten(0, 1)).softmax(dim=-1)
-    drawn = torch.multinomial(probabilities, 1, generator=generator).view(logits.shape[:2])
+    drawn = draw_values(warpers(None, logits.flatten(0, 1)).view_as(logits), generator)
     # After top_k=1 every value would be certain, and confidence no order.
     log_probability = logits.log_softmax(dim=-1).gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
+    if not bool(log_probability.isfinite().all()):
+        raise ValueError(
+            "The model's logits are not finite, so nothing can be drawn from them: its weights are damaged."
+        )
     return drawn, log_probability
 
 
-def _gumbel(like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    return -torch.empty_like(like).exponential_(generator=generator).log()
+def draw_values(logits: torch.Tensor, generator: Generators) -> torch.LongTensor:
+    """Draws from the distributions in the last axis of logits (B, ..., V), as `torch.multinomial` does it."""
+    return logits.softmax(dim=-1).div_(_exponential(logits, generator)).argmax(dim=-1)
+
+
+def _gumbel(like: torch.Tensor, generator: Generators) -> torch.Tensor:
+    return -_exponential(like, generator).log()
+
+
+def _exponential(like: torch.Tensor, generator: Generators) -> torch.Tensor:
+    return fill_randomly(torch.empty_like(like), lambda row, source: row.exponential_(generator=source), generator)
+
+
+def fill_randomly(
+    tensor: torch.Tensor, fill: Callable[[torch.Tensor, torch.Generator | None], object], generator: Generators
+) -> torch.Tensor:
+    """Fills a tensor (B, ...) in place, from one generator at once or each image from its own."""
+    if generator is None or isinstance(generator, torch.Generator):
+        fill(tensor, generator)
+    else:
+        for row, source in zip(tensor, generator, strict=True):
+            fill(row, source)
+    return tensor
+
+
+def check_generators(generator: Generators, num_images: int) -> None:
+    """
+    Raises:
+        ValueError: generators for another number of images.
+    """
+    if generator is None or isinstance(generator, torch.Generator) or len(generator) == num_images:
+        return
+    raise ValueError(
+        f"`generator` must be one generator, or one for each of the {num_images} images to be drawn, got "
+        f"{len(generator)}."
+    )
 
 
 def _warpers(temperature: float, top_k: int, top_p: float) -> LogitsProcessorList:
@@ -140,7 +183,19 @@ def _warpers(temperature: float, top_k: int, top_p: float) -> LogitsProcessorLis
     return warpers
 
 
-def _check_options(num_steps, order, schedule, temperature, top_k, top_p, choice_temperature) -> None:
+def check_options(
+    num_steps: int | None = None,
+    order: str = "random",
+    schedule: str = "cosine",
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    choice_temperature: float | None = None,
+) -> None:
+    """
+    Raises:
+        ValueError: an option of `iterative_decode` out of range or without effect.
+    """
     requirements = (
         (
             "num_steps",
@@ -150,9 +205,14 @@ def _check_options(num_steps, order, schedule, temperature, top_k, top_p, choice
         ),
         ("order", order, order in ORDERS, f"one of {', '.join(ORDERS)}"),
         ("schedule", schedule, schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
-        ("temperature", temperature, 0 < temperature < math.inf, "above 0 and finite; for the likeliest use top_k=1"),
+        (
+            "temperature",
+            temperature,
+            _is_number(temperature) and 0 < temperature < math.inf,
+            "above 0 and finite; for the likeliest use top_k=1",
+        ),
         ("top_k", top_k, _is_whole(top_k, low=0), "a whole number of at least 0, where 0 draws from all values"),
-        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1"),
+        ("top_p", top_p, _is_number(top_p) and 0 < top_p <= 1, "above 0 and at most 1"),
     )
     for name, value, is_met, requirement in requirements:
         if not is_met:
@@ -163,7 +223,7 @@ def _check_options(num_steps, order, schedule, temperature, top_k, top_p, choice
         raise ValueError(
             f'`choice_temperature` has no effect with order="{order}": leave it out, or give order="confidence".'
         )
-    if not 0 <= choice_temperature < math.inf:
+    if not _is_number(choice_temperature) or not 0 <= choice_temperature < math.inf:
         raise ValueError(f"`choice_temperature` must be at least 0 and finite, got {choice_temperature!r}.")
 
 
@@ -171,4 +231,8 @@ def _is_whole(value, low: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
-__all__ = ["iterative_decode"]
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+__all__ = ["Generators", "check_generators", "check_options", "draw_values", "iterative_decode"]

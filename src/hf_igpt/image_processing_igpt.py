@@ -230,6 +230,21 @@ class IGPTImageProcessor(BaseImageProcessor):
             self._lookup = PaletteLookup(palette)
         return self._lookup.quantize(pixels).reshape(len(pixels), -1)
 
+    def fit_mask(self, mask: np.ndarray) -> np.ndarray:
+        """Bring a mask over an image's pixels to the token grid, the way the image itself is cropped and resized.
+
+        Args:
+            mask: bool of shape (image height, image width), of the upright image.
+
+        Returns:
+            bool array of shape (height, width): True for every token whose colour a True pixel has a part in.
+
+        Raises:
+            ValueError: if an image of that size is unsuitable.
+        """
+        image = Image.fromarray(np.asarray(mask, dtype=np.float32))
+        return np.asarray(self._fit(image)) != 0
+
     def decode(self, tokens: Any) -> list[Image.Image]:
         """Turn tokens into RGB images: each palette colour rounded to whole levels.
 

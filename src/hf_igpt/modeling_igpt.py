@@ -14,6 +14,7 @@ Shapes: B images, T tokens in raster order, C width, H heads, D head size, V tok
 """
 
 import copy
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -316,6 +317,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         self.h = nn.ModuleList([ImageGPTBlock(config, layer_idx) for layer_idx in range(config.num_hidden_layers)])
         self.ln_f = ImageGPTRMSNorm(config.hidden_size, config.layer_norm_eps)
         self.gradient_checkpointing = False
+        self._has_looked_for_start_token = False
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -341,7 +343,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         """
         Args:
             input_ids: token ids of shape (B, T), each in [0, vocab_size). Next-pixel models expect the start token
-                first.
+                first, and warn once where it isn't there: see `encode` and `features` for the tokens of images.
             attention_mask: 1 for tokens to attend to, 0 for others, of shape (B, T); or a prepared 4-D mask.
             position_ids: positions of shape (B, T); by default they count on from the cache.
             past_key_values: keys and values of the tokens before `input_ids`.
@@ -363,6 +365,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             raise ValueError("Give exactly one of `input_ids` and `inputs_embeds`.")
         if inputs_embeds is None:
             check_tokens("input_ids", input_ids, self.config, with_start=True)
+            if cache is None and past_key_values is None and position_ids is None and not self.training:
+                self._look_for_start_token(input_ids)
             inputs_embeds = self.wte(input_ids)
         if bool_masked_pos is not None:
             check_mask(bool_masked_pos, inputs_embeds.shape[:2], self.config)
@@ -381,6 +385,15 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         for block in self.h:
             hidden_states = block(hidden_states, attention_mask, cache, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), **{CACHE_NAME: cache})
+
+    def _look_for_start_token(self, input_ids: torch.LongTensor) -> None:
+        # Whatever feeds a processor's output to the model forgets it, transformers' feature pipeline for one. On an
+        # accelerator a look waits for the device: the first input must do.
+        if not (self.config.is_causal and self.config.use_start_token) or torch.compiler.is_compiling():
+            return
+        if input_ids.device.type == "cpu" or (not self._has_looked_for_start_token and not input_ids.is_meta):
+            self._has_looked_for_start_token = True
+            warn_without_start_token(input_ids, self.config)
 
     def _check_length(self, length: int, past_length: int | torch.Tensor) -> None:
         # A static cache counts in a tensor: reading it would break a compiled graph or wait for an accelerator.
@@ -418,14 +431,15 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             tokens = torch.cat([start, tokens[:, :-1]], dim=1)
         return self(input_ids=tokens, use_cache=False, **kwargs)
 
-    def pooled_features(
+    def features(
         self,
         tokens: torch.LongTensor,
         layer: int | None = None,
         bool_masked_pos: torch.BoolTensor | None = None,
     ) -> torch.Tensor:
         """
-        Mean over positions of one layer's features (paper, section 2.4), of shape (B, C).
+        One layer's features at every position, of shape (B, T, C), of an input as in pretraining: in a next-pixel
+        model the features at a position have seen the tokens before it and predict that token.
 
         Args:
             tokens: ids of shape (B, T), without the start token.
@@ -433,16 +447,31 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
                 `config.pooler_layer`, or the final norm where that is not set.
             bool_masked_pos: for masked models, True where a token is hidden, of shape (B, T). Pretrained with hidden
                 tokens, they see them in the paper's probes too (section 4.6); by default nothing is hidden.
+
+        Raises:
+            ValueError: `layer` out of range, or what the backbone refuses.
         """
         layer = _resolve_layer(self.config, layer)
         needs_hidden_states = layer < self.config.num_hidden_layers
         outputs = self.encode(tokens, output_hidden_states=needs_hidden_states, bool_masked_pos=bool_masked_pos)
-        return self._pool(outputs, layer)
+        return self._layer_features(outputs, layer)
+
+    def pooled_features(
+        self,
+        tokens: torch.LongTensor,
+        layer: int | None = None,
+        bool_masked_pos: torch.BoolTensor | None = None,
+    ) -> torch.Tensor:
+        """Mean over positions of one layer's `features` (paper, section 2.4), of shape (B, C)."""
+        return self.features(tokens, layer, bool_masked_pos).mean(dim=1)
 
     def _pool(self, outputs: BaseModelOutputWithPast, layer: int) -> torch.Tensor:
+        return self._layer_features(outputs, layer).mean(dim=1)
+
+    def _layer_features(self, outputs: BaseModelOutputWithPast, layer: int) -> torch.Tensor:
         if layer == self.config.num_hidden_layers:
-            return outputs.last_hidden_state.mean(dim=1)
-        return self.h[layer].ln_1(outputs.hidden_states[layer]).mean(dim=1)
+            return outputs.last_hidden_state
+        return self.h[layer].ln_1(outputs.hidden_states[layer])
 
 
 class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGenerationMixin, GenerationMixin):
@@ -528,7 +557,8 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGenerationMix
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            self._warn_without_start_token(input_ids)
+            if input_ids is not None and not torch.compiler.is_compiling():
+                warn_without_start_token(input_ids, self.config)
             _check_shape("labels", labels, outputs.last_hidden_state.shape[:2])
             check_tokens("labels", labels[:, 1:], self.config, ignored=-100)
             loss = mean_cross_entropy(logits[:, :-1], labels[:, 1:], num_items_in_batch)
@@ -543,16 +573,6 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGenerationMix
     def pooled_features(self, tokens: torch.LongTensor, layer: int | None = None, **kwargs) -> torch.Tensor:
         """See [`ImageGPTModel.pooled_features`]."""
         return self.transformer.pooled_features(tokens, layer, **kwargs)
-
-    def _warn_without_start_token(self, input_ids: torch.LongTensor | None) -> None:
-        if input_ids is None or torch.compiler.is_compiling():
-            return
-        if bool((input_ids[:, 0] != self.config.start_token_id).any()):
-            logger.warning_once(
-                "`input_ids` with `labels` do not begin with the start token, so the first token is not scored and "
-                "every position is shifted by one against pretraining. For the likelihood of whole images call "
-                "`model(labels=tokens)`."
-            )
 
 
 class ImageGPTForMaskedImageModeling(ImageGPTPreTrainedModel):
@@ -630,8 +650,8 @@ class ImageGPTForMaskedImageModeling(ImageGPTPreTrainedModel):
             bool_masked_pos: True where a pixel is to be drawn, of shape (B, T).
             num_return_sequences: images to draw, for each of the given ones where there are any.
             decoding: `num_steps`, `order`, `schedule`, `temperature`, `top_k`, `top_p`, `choice_temperature`,
-                `generator`, see [`iterative_decode`]. By default exact draws from the model, which take one pass for
-                every pixel.
+                `generator` (one, or one for each image that is drawn), see [`iterative_decode`]. By default exact
+                draws from the model, which take one pass for every pixel.
 
         Returns:
             Tokens of shape (num_return_sequences, T), or of given images (B * num_return_sequences, T), those of one
@@ -767,6 +787,16 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
             )
 
 
+def warn_without_start_token(input_ids: torch.LongTensor, config: ImageGPTConfig) -> None:
+    """Warns once about an input (B, T) of a next-pixel model that doesn't begin with the start token."""
+    if bool((input_ids[:, 0] != config.start_token_id).any()):
+        logger.warning_once(
+            "`input_ids` do not begin with the start token, so that every position is shifted by one against "
+            "pretraining and, with `labels`, the first token is not scored. For features of whole images call "
+            "`pooled_features`, `features` or `encode` with their tokens, for their likelihood `model(labels=tokens)`."
+        )
+
+
 def _check_shape(name: str, tokens: torch.Tensor, shape: torch.Size) -> None:
     if tokens.shape != shape:
         raise ValueError(f"`{name}` must have the shape of the input {list(shape)}, got {list(tokens.shape)}.")
@@ -779,9 +809,10 @@ def _mask_or_none_hidden(bool_masked_pos: torch.BoolTensor | None, tokens: torch
 def _resolve_layer(config: ImageGPTConfig, layer: int | None) -> int:
     if layer is None:
         layer = config.num_hidden_layers if config.pooler_layer is None else config.pooler_layer
-    if not 0 <= layer <= config.num_hidden_layers:
-        raise ValueError(f"`layer` must be from 0 to {config.num_hidden_layers}, got {layer}.")
-    return layer
+    is_whole = isinstance(layer, numbers.Integral) and not isinstance(layer, bool)
+    if not is_whole or not 0 <= layer <= config.num_hidden_layers:
+        raise ValueError(f"`layer` must be from 0 to {config.num_hidden_layers}, got {layer!r}.")
+    return int(layer)
 
 
 __all__ = [

@@ -14,7 +14,7 @@ from hf_igpt import IGPTImageProcessor, ImageGPTForCausalImageModeling, ImageGPT
 from hf_igpt.commands.checkpoints import load_checkpoint
 from hf_igpt.data import tokenize
 from hf_igpt.data.token_store import save_tokens
-from hf_igpt.generation.regions import center_square, read_region
+from hf_igpt.regions_igpt import center_square, read_region
 
 
 GREY = (225, 225, 230)
@@ -224,7 +224,7 @@ FILES = {
     "huger.npy": (lambda path: save_header(path, 1 << 80), "can't be read as an .npy array"),
     "negative.npy": (lambda path: save_header(path, -3, 5), "can't be read as an .npy array"),
     "part.npy": (lambda path: save_part(path, lambda part: np.save(part, np.ones((3, 5)))), "can't be read as an"),
-    "flat.npy": (lambda path: np.save(path, np.ones(15)), r"3 high and 5 wide, got shape \(15,\)"),
+    "flat.npy": (lambda path: np.save(path, np.ones(15)), r"shape \(height, width\), got \(15,\)"),
     "zero.npy": (lambda path: np.save(path, np.zeros((3, 5))), "hides nothing"),
 }
 

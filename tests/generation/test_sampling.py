@@ -5,6 +5,7 @@ import pytest
 import torch
 from tiny_models import random_tokens, tiny_causal, tiny_masked
 
+from hf_igpt.completion_igpt import image_seeds
 from hf_igpt.generation import complete, inpaint, sample
 
 
@@ -114,21 +115,79 @@ def test_rows_out_of_range(model, rows_kept):
         complete(model, random_tokens(model.config, 2).numpy(), rows_kept)
 
 
-@pytest.mark.parametrize("call", [lambda m: sample(m, 0), lambda m: sample(m, 2, batch_size=0)])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda m: sample(m, 0),
+        lambda m: sample(m, 2, batch_size=0),
+        lambda m: complete(m, np.zeros((2, 12), dtype=int), 1, num_samples=0),
+    ],
+)
 def test_nothing_to_draw(model, call):
     with pytest.raises(ValueError, match="at least one image and a batch size of at least 1"):
         call(model)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "1", None])
+def test_wrong_seeds(model, seed):
+    with pytest.raises(ValueError, match=f"`seed` must be a whole number of at least 0, got {seed!r}"):
+        sample(model, 2, seed=seed)
 
 
 def test_seeds(either):
     first, again, other = sample(either, 5, seed=3), sample(either, 5, seed=3), sample(either, 5, seed=4)
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
-    batches = sample(either, 6, seed=3, batch_size=2)
-    assert len({tuple(map(tuple, batches[start : start + 2])) for start in (0, 2, 4)}) == 3
-    np.testing.assert_array_equal(batches[:2], sample(either, 2, seed=3, batch_size=2))
-    # No seed repeats another one's later batches.
-    assert not any(np.array_equal(sample(either, 2, seed=seed), batches[2:4]) for seed in range(6))
+    assert len({tuple(image) for image in first}) == 5
+    # No seed repeats another one's images, in other places either.
+    seen = {tuple(image) for seed in (*range(6), 1 << 12, 1 << 20, 1 << 40) for image in sample(either, 4, seed=seed)}
+    assert len(seen) == 36
+
+
+def test_seeds_of_images_do_not_meet():
+    """In the 32 bits of a seed that torch's generator on the CPU reads."""
+    seeds = [seed for call in (0, 1, 4096, 2**32, 2**62) for seed in image_seeds(call, range(500), [0, 1] * 250)]
+    assert len({seed % 2**32 for seed in seeds}) == 2500
+    assert image_seeds(7, [3], [1]) == image_seeds(7, [0, 3], [0, 1])[1:] != image_seeds(7, [1], [3])
+
+
+def test_images_do_not_depend_on_the_batch(either):
+    expected = sample(either, 7, seed=3, temperature=0.9, top_k=8, batch_size=7)
+    for batch_size in (1, 2, 16):
+        drawn = sample(either, 7, seed=3, temperature=0.9, top_k=8, batch_size=batch_size)
+        np.testing.assert_array_equal(drawn, expected)
+    np.testing.assert_array_equal(sample(either, 3, seed=3, temperature=0.9, top_k=8), expected[:3])
+
+
+def test_completions_do_not_depend_on_what_is_drawn_beside_them(either):
+    given = random_tokens(either.config, 4).numpy()
+    expected = complete(either, given, 1, num_samples=3, seed=5)
+    assert len({tuple(image) for image in expected.reshape(12, -1)}) == 12
+    np.testing.assert_array_equal(complete(either, given, 1, num_samples=3, seed=5, batch_size=5), expected)
+    np.testing.assert_array_equal(complete(either, given[:2], 1, num_samples=2, seed=5), expected[:2, :2])
+
+
+@pytest.mark.parametrize("order", ["random", "confidence"])
+@pytest.mark.parametrize("num_steps", [None, 3])
+def test_regions_of_a_batch_do_not_depend_on_each_other(masked, order, num_steps):
+    """Images with fewer hidden pixels are finished sooner, and draw on with the others."""
+    given = random_tokens(masked.config, 5).numpy()
+    region = np.random.default_rng(0).random((5, 12)) < np.array([0.1, 0.9, 0, 0.5, 1])[:, None]
+    options = {"num_samples": 2, "seed": 5, "num_steps": num_steps, "order": order}
+    expected = inpaint(masked, given, region, **options)
+    np.testing.assert_array_equal(inpaint(masked, given, region, batch_size=3, **options), expected)
+
+
+def test_prefixes_of_a_batch_do_not_depend_on_each_other(model):
+    given = random_tokens(model.config, 5).numpy()
+    kept = np.array([3, 12, 0, 7, 3])
+    region = np.arange(12) >= kept[:, None]
+    expected = inpaint(model, given, region, num_samples=2, seed=5)
+    np.testing.assert_array_equal(inpaint(model, given, region, num_samples=2, seed=5, batch_size=1), expected)
+    given_again = np.broadcast_to(given[:, None], expected.shape)
+    hidden = np.broadcast_to(region[:, None], expected.shape)
+    np.testing.assert_array_equal(expected[~hidden], given_again[~hidden])
+    assert (expected[[0, 2, 3, 4]] != given_again[[0, 2, 3, 4]]).any(axis=2).all()
 
 
 def test_the_global_random_state_is_left_alone(either):
@@ -159,8 +218,8 @@ def test_progress_counts_every_image(model):
 
 def test_masked_images_are_those_of_generate(masked):
     drawn = sample(masked, 3, seed=5, num_steps=4, order="confidence", top_k=2)
-    generator = torch.Generator().manual_seed(5 << 20)
-    options = {"num_steps": 4, "order": "confidence", "top_k": 2, "generator": generator}
+    generators = [torch.Generator().manual_seed(seed) for seed in image_seeds(5, range(3), [0] * 3)]
+    options = {"num_steps": 4, "order": "confidence", "top_k": 2, "generator": generators}
     np.testing.assert_array_equal(drawn, masked.generate(num_return_sequences=3, **options).numpy())
     assert drawn.dtype == np.int64 and (sample(masked, 3, seed=5, num_steps=4) != drawn).any()
 
@@ -255,13 +314,13 @@ def test_wrong_tokens(either, given):
         [0, 0, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0],
         [1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0],
         [0, 0, 0, 0, 0, 0, 1, 0, 1, 1, 1, 1],
-        [[0] * 8 + [1] * 4, [0] * 4 + [1] * 8],
+        [[0] * 8 + [1] * 4, [1] * 8 + [0] * 4],
     ],
 )
 def test_a_next_pixel_model_cannot_fill_holes(model, masked, region):
     given, region = random_tokens(model.config, 2).numpy(), np.array(region, dtype=bool)
     with pytest.raises(
-        ValueError, match="can only draw what comes after the given pixels.*`complete`.*a masked model"
+        ValueError, match="can only draw what comes after the given pixels.*`rows_kept`.*`complete`.*a masked model"
     ):
         inpaint(model, given, region)
     assert inpaint(masked, given, region).shape == (2, 1, 12)

@@ -25,6 +25,7 @@ def load_checkpoint(
         ValueError: the folder is damaged, weights are not finite, or palette and model do not fit.
     """
     from hf_igpt import IGPTImageProcessor, ImageGPTConfig
+    from hf_igpt.checks_igpt import check_processor
     from hf_igpt.storage import MANIFEST, verify_folder
     from hf_igpt.training.objectives import model_class
     from hf_igpt.weights import check_finite, weights_digest
@@ -45,11 +46,10 @@ def load_checkpoint(
         raise ValueError(
             f"{name_or_path} has no image processor, without whose palette its tokens mean nothing: {error}"
         ) from error
-    if processor.num_colors != model.config.num_values or processor.grid != model.config.grid:
-        raise ValueError(
-            f"{name_or_path}: the palette has {processor.num_colors} colours on a grid of {processor.grid}, but the "
-            f"model {model.config.num_values} values on {model.config.grid}. They are not of one checkpoint."
-        )
+    try:
+        check_processor(processor, model.config)
+    except ValueError as error:
+        raise ValueError(f"{name_or_path}: {error}") from error
     return model, processor, weights_digest(model)
 
 

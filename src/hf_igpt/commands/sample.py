@@ -132,14 +132,14 @@ def _settings(arguments: SampleArguments, model) -> dict:
 
 def _region(arguments: SampleArguments, model):
     """What is drawn of the given images, bool of shape (height, width); refused where the model can't draw it."""
-    from hf_igpt.generation.regions import center_square, prefix_length, read_region, rows_below, token_mask
+    from hf_igpt.regions_igpt import center_square, prefix_lengths, read_region, rows_below, token_mask
 
     grid = model.config.grid
     if arguments.mask is None:
         return rows_below(grid[0] // 2 if arguments.rows_kept is None else arguments.rows_kept, grid)
     region = center_square(grid) if arguments.mask == "center" else read_region(arguments.mask, grid)
     if model.config.is_causal:
-        prefix_length(token_mask(region, model.config, 1))
+        prefix_lengths(token_mask(region, model.config, 1))
     return region
 
 

@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_igpt.generation.regions import prefix_length, rows_below, token_mask
+from hf_igpt.regions_igpt import prefix_lengths, rows_below, token_mask
 
 
 if TYPE_CHECKING:
-    import torch
-
     from hf_igpt.modeling_igpt import ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling
 
     ImageModel = ImageGPTForCausalImageModeling | ImageGPTForMaskedImageModeling
@@ -30,8 +28,10 @@ def sample(
 
     Args:
         num_images: how many.
-        batch_size: images at once. Equal seeds give equal images for equal batch sizes.
-        seed: of this call; the global random state is left as it was.
+        batch_size: images at once.
+        seed: of this call, a whole number of at least 0. An image is a function of the seed and its own number (and
+            of what is given of it), whatever the batch size, up to rounding. The global random state is left as it
+            was.
         progress: called with the number of images of each finished batch.
         generation: arguments of the model's `generate()`: `temperature`, `top_k`, `top_p`; of a masked model also
             `num_steps`, `order`, `schedule`, `choice_temperature`. By default plain sampling at temperature 1, as in
@@ -40,8 +40,9 @@ def sample(
     Returns:
         int64 array of shape (num_images, tokens), without the start token.
     """
-    hidden = np.ones((num_images, model.config.n_positions), dtype=bool)
-    return _fill(model, np.zeros(hidden.shape, dtype=np.int64), hidden, batch_size, seed, progress, generation)
+    given = np.zeros((num_images, model.config.n_positions), dtype=np.int64)
+    hidden = np.ones_like(given, dtype=bool)
+    return _fill(model, given, hidden, 1, batch_size, seed, progress, generation)[:, 0]
 
 
 def complete(
@@ -110,74 +111,38 @@ def inpaint(
             f"`tokens` must be integers of shape (images, {length}), got {tokens.dtype} of shape {tokens.shape}."
         )
     hidden = token_mask(bool_masked_pos, model.config, len(tokens))
-    given = np.repeat(tokens.astype(np.int64), num_samples, axis=0)
-    hidden = np.repeat(hidden, num_samples, axis=0)
-    images = _fill(model, given, hidden, batch_size, seed, progress, generation)
-    return images.reshape(len(tokens), num_samples, -1)
+    return _fill(model, tokens.astype(np.int64), hidden, num_samples, batch_size, seed, progress, generation)
 
 
 def _fill(
     model: "ImageModel",
     given: np.ndarray,
     hidden: np.ndarray,
+    num_samples: int,
     batch_size: int,
     seed: int,
     progress: Callable[[int], None] | None,
     generation: dict[str, Any],
 ) -> np.ndarray:
-    """The given images, of shape (images, tokens), with what is hidden drawn, batch by batch."""
+    """Drawings of the given images, of shape (images, tokens), with what is hidden drawn, batch by batch."""
     import torch
 
-    if len(given) < 1 or batch_size < 1:
-        raise ValueError(f"Give at least one image and a batch size of at least 1, got {len(given)}, {batch_size}.")
-    kept = prefix_length(hidden) if model.config.is_causal else None
-    was_training = model.training
-    model.eval()
-    images = []
-    for number, start in enumerate(range(0, len(given), batch_size)):
+    from hf_igpt.completion_igpt import draw_hidden, image_seeds
+
+    if len(given) < 1 or batch_size < 1 or num_samples < 1:
+        raise ValueError(
+            "Give at least one image and a batch size of at least 1, and draw at least one for each, got "
+            f"{len(given)}, {batch_size}, {num_samples}."
+        )
+    if model.config.is_causal:
+        prefix_lengths(hidden)
+    images, drawings = (numbers.ravel() for numbers in np.indices((len(given), num_samples)))
+    seeds = image_seeds(seed, images.tolist(), drawings.tolist())
+    drawn = []
+    for start in range(0, len(images), batch_size):
         batch = slice(start, start + batch_size)
-        tokens = torch.from_numpy(given[batch]).to(model.device)
-        batch_seed = (seed << 20) + number
-        with torch.inference_mode():
-            if kept is None:
-                mask = torch.from_numpy(hidden[batch]).to(model.device)
-                drawn = _draw_hidden(model, tokens, mask, batch_seed, generation)
-            else:
-                drawn = _continue(model, tokens[:, :kept], batch_seed, generation)
-        images.append(drawn.cpu().numpy())
+        tokens, mask = (torch.from_numpy(part[images[batch]]) for part in (given, hidden))
+        drawn.append(draw_hidden(model, tokens, mask, seeds[batch], **generation).cpu().numpy())
         if progress is not None:
             progress(len(tokens))
-    model.train(was_training)
-    return np.concatenate(images)
-
-
-def _draw_hidden(
-    model: "ImageGPTForMaskedImageModeling",
-    tokens: "torch.Tensor",
-    mask: "torch.Tensor",
-    seed: int,
-    generation: dict[str, Any],
-) -> "torch.Tensor":
-    import torch
-
-    generator = torch.Generator(model.device).manual_seed(seed)
-    return model.generate(tokens, mask, generator=generator, **generation)
-
-
-def _continue(
-    model: "ImageGPTForCausalImageModeling", given: "torch.Tensor", seed: int, generation: dict[str, Any]
-) -> "torch.Tensor":
-    """Whole images that begin with the tokens `given`."""
-    import torch
-
-    if given.shape[1] == model.config.n_positions:
-        return given
-    prefix = torch.cat([given.new_full((len(given), 1), model.config.start_token_id), given], dim=1)
-    # `generate` of transformers draws from the global state.
-    with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        # The start token is in the prefix, so the whole is one longer than an image.
-        whole = model.generate(
-            prefix, attention_mask=torch.ones_like(prefix), max_length=model.config.n_positions + 1, **generation
-        )
-    return whole[:, 1:]
+    return np.concatenate(drawn).reshape(len(given), num_samples, -1)

@@ -1,0 +1,89 @@
+"""Drawing the hidden tokens of images with a next-pixel or a masked model, every image from its own random numbers."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .regions_igpt import prefix_lengths
+
+
+def image_seeds(seed: int, images: Iterable[int], drawings: Iterable[int]) -> list[int]:
+    """
+    A seed for each drawing, as a function of the call's seed, the number of the image and that of the drawing.
+
+    Raises:
+        ValueError: `seed` is no whole number of at least 0.
+    """
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"`seed` must be a whole number of at least 0, got {seed!r}.")
+    keys = zip(images, drawings, strict=True)
+    # Hashed: torch's CPU generator reads 32 bits of a seed, where sums or shifts of seeds would soon meet.
+    sequences = (np.random.SeedSequence(int(seed), spawn_key=key) for key in keys)
+    return [int(sequence.generate_state(1, np.uint64)[0]) for sequence in sequences]
+
+
+def draw_hidden(
+    model: nn.Module, tokens: torch.LongTensor, hidden: torch.BoolTensor, seeds: list[int], **generation: Any
+) -> torch.LongTensor:
+    """
+    Draws the hidden tokens of images, without dropout. An image is a function of its own tokens, mask and seed: up to
+    rounding, it is the same in any batch. The global random state is left as it was.
+
+    Args:
+        model: a next-pixel or masked head.
+        tokens: of shape (B, T), without the start token. What is hidden is not read.
+        hidden: True where a token is to be drawn, of shape (B, T).
+        seeds: one for each image.
+        generation: arguments of the model's `generate()`.
+
+    Returns:
+        Tokens of shape (B, T) on the model's device, the given ones unchanged.
+
+    Raises:
+        ValueError: a region that a next-pixel model can't draw, or what `generate()` refuses.
+    """
+    tokens, hidden = tokens.to(model.device), hidden.to(model.device)
+    generators = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            if model.config.is_causal:
+                return _continue(model, tokens, hidden, generators, generation)
+            return model.generate(tokens, hidden, generator=generators, **generation)
+    finally:
+        model.train(was_training)
+
+
+def _continue(
+    model: nn.Module,
+    tokens: torch.LongTensor,
+    hidden: torch.BoolTensor,
+    generators: list[torch.Generator],
+    generation: dict[str, Any],
+) -> torch.LongTensor:
+    """Images that begin with the given tokens; those of which equally many are given are drawn together."""
+    drawn = tokens.clone()
+    lengths = torch.from_numpy(prefix_lengths(hidden.cpu().numpy()))
+    for length in lengths.unique().tolist():
+        if length == tokens.shape[1]:
+            continue
+        group = (lengths == length).nonzero().squeeze(1).tolist()
+        start = tokens.new_full((len(group), 1), model.config.start_token_id)
+        prefix = torch.cat([start, tokens[group, :length]], dim=1)
+        # The start token is in the prefix, so the whole is one longer than an image.
+        whole = model.generate(
+            prefix,
+            attention_mask=torch.ones_like(prefix),
+            max_length=model.config.n_positions + 1,
+            generator=[generators[image] for image in group],
+            **generation,
+        )
+        drawn[group] = whole[:, 1:]
+    return drawn
+
+
+__all__ = ["draw_hidden", "image_seeds"]
