@@ -188,6 +188,7 @@ def test_code_and_map_of_others_are_not_passed_on(model_folder, release):
     (folder / "evil.py").write_text("raise SystemExit('executed')")
     config = json.loads((folder / "config.json").read_text())
     config["auto_map"] = {"AutoModel": "evil.Model", "AutoConfig": "someone/else--evil.Config"}
+    config["custom_pipelines"]["theirs"] = {"impl": "evil.Pipeline", "pt": ["AutoModel"]}
     (folder / "config.json").write_text(json.dumps(config))
     stage_model(folder, release, NAME)
     assert "evil.py" not in names(release)

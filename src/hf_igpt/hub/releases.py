@@ -69,6 +69,8 @@ def stage_model(
     from hf_igpt.weights import weights_digest
 
     loaded, processor = load_any_head(model)
+    # Pipelines of others stay out; saving writes this package's own.
+    loaded.config.custom_pipelines = {}
     loaded.save_pretrained(folder)
     processor.save_pretrained(folder)
     found = gather(Path(model), weights_digest(loaded), results)
