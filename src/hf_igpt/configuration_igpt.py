@@ -1,8 +1,10 @@
 """Configuration of Image GPT (Chen et al., "Generative Pretraining from Pixels", ICML 2020)."""
 
+import contextlib
 import copy
 import difflib
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -40,7 +42,37 @@ MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 17
 MAX_VOCABULARY = 1 << 20
 MAX_LABELS = 1 << 17
+MAX_DEPTH = 16
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# Attention that is part of torch. Any other is a package or, with a slash, a kernel that is fetched and run: whoever
+# loads a model may ask for that, the file may not.
+_OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
+_ATTENTION_FIELDS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+# What transformers reads from a config file to take other files, classes or blocks than this package's.
+_FOREIGN_FIELDS = (
+    "distributed_config",
+    "experts_implementation",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+    "fusion_config",
+    "mlp_layer_types",
+    "mtp_layer_types",
+    "per_layer_config",
+    "transformers_weights",
+)
+# Names of the class that a config may give a value all the same.
+_SETTABLE = (
+    "max_position_embeddings",
+    "model_type",
+    "n_positions",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "torch_dtype",
+)
 
 
 class ImageGPTConfig(PreTrainedConfig):
@@ -127,6 +159,7 @@ class ImageGPTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any):
         self._refuse_contradicting_names(kwargs)
         self._refuse_misspelt_names(kwargs)
+        self._refuse_taken_names(kwargs)
         self._validate_inherited(kwargs)
         n_positions = [kwargs.pop(name) for name in ("n_positions", "max_position_embeddings") if name in kwargs]
         super().__post_init__(**kwargs)
@@ -165,14 +198,17 @@ class ImageGPTConfig(PreTrainedConfig):
         As in transformers; a dictionary with `model_type: imagegpt` is translated first (see `native_igpt.py`).
 
         Raises:
-            ValueError: as the class, and for the config of another kind of model.
+            ValueError: as the class; for the config of another kind of model; for fields that name code or files.
         """
-        model_type = config_dict.get("model_type", cls.model_type)
-        if model_type == "imagegpt":
-            config_dict = native_config_to_igpt(config_dict)
-        elif model_type != cls.model_type:
-            raise ValueError(f"`model_type` must be {cls.model_type!r} or 'imagegpt', got {model_type!r}.")
-        return super().from_dict(cls._without_registered_pipelines(config_dict), **kwargs)
+        # The Auto classes pass the checkpoint's name.
+        with _named(kwargs.get("name_or_path")):
+            _refuse_foreign_fields(config_dict)
+            model_type = config_dict.get("model_type", cls.model_type)
+            if model_type == "imagegpt":
+                config_dict = native_config_to_igpt(config_dict)
+            elif model_type != cls.model_type:
+                raise ValueError(f"`model_type` must be {cls.model_type!r} or 'imagegpt', got {model_type!r}.")
+            return super().from_dict(cls._without_registered_pipelines(config_dict), **kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -199,10 +235,12 @@ class ImageGPTConfig(PreTrainedConfig):
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As in transformers, for both model types; an error about a field names the checkpoint too."""
         config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
-        try:
+        with _named(pretrained_model_name_or_path):
             return cls.from_dict(config_dict, **kwargs)
-        except ValueError as error:
-            raise ValueError(f"{pretrained_model_name_or_path}: {error}") from error
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "ImageGPTConfig":
+        """The config itself. transformers would take a field of a file that is named like a part of other models."""
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers, with the whole `auto_map` and all `custom_pipelines`, whichever head is saved."""
@@ -278,20 +316,45 @@ class ImageGPTConfig(PreTrainedConfig):
             if close:
                 raise ValueError(f"Unknown config field {name!r}. Did you mean {close[0]!r}?")
 
+    def _refuse_taken_names(self, kwargs: dict[str, Any]) -> None:
+        """The base config sets whatever a file has, over its own methods too."""
+        for name in kwargs:
+            if hasattr(type(self), name) and name not in _SETTABLE:
+                raise ValueError(f"`{name}` is no config field: the class has a method or property of that name.")
+
     def _validate_inherited(self, kwargs: dict[str, Any]) -> None:
         """Fields that the base config takes without a look, some of them to size what it builds at once."""
         self._validate_labels(kwargs)
+        self._validate_base_types(kwargs)
         is_list = isinstance(self.layer_types, list | tuple) and all(isinstance(t, str) for t in self.layer_types)
         if self.layer_types is not None and not is_list:
             raise ValueError(f"`layer_types` must be a list of strings, got {self.layer_types!r}.")
         for name, value in (("dtype", self.dtype), ("torch_dtype", kwargs.get("torch_dtype"))):
             named = getattr(torch, value, None) if isinstance(value, str) else value
-            if value is not None and not isinstance(named, torch.dtype):
-                raise ValueError(f"`{name}` must be the name of a torch dtype such as 'float32', got {value!r}.")
+            if value is not None and named not in DTYPES:
+                names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+                raise ValueError(f"`{name}` must be the name of a dtype of weights, one of {names}, got {value!r}.")
         if not isinstance(kwargs.get("custom_pipelines", {}), dict):
             raise ValueError(f"`custom_pipelines` must be an object, got {kwargs['custom_pipelines']!r}.")
         if kwargs.get("per_layer_config") is not None:
             raise ValueError("`per_layer_config` must be left out: all blocks of an Image GPT are alike.")
+
+    def _validate_base_types(self, kwargs: dict[str, Any]) -> None:
+        given = {"output_attentions": kwargs.get("output_attentions", False)}
+        given |= {name: getattr(self, name) for name in ("output_hidden_states", "return_dict", "is_encoder_decoder")}
+        for name, value in given.items():
+            if not isinstance(value, bool | None):
+                raise ValueError(f"`{name}` must be true or false, got {value!r}.")
+        if self.is_encoder_decoder:
+            raise ValueError("`is_encoder_decoder` must be false: an Image GPT has no encoder.")
+        names = self.architectures
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"`architectures` must be a list of class names, got {names!r}.")
+        quantization = kwargs.get("quantization_config")
+        if isinstance(quantization, dict) and not isinstance(quantization.get("quant_method"), str):
+            raise ValueError(f"`quantization_config` must name its `quant_method`, got {quantization!r:.100}.")
+        if not isinstance(quantization, dict | None) and not hasattr(quantization, "to_dict"):
+            raise ValueError(f"`quantization_config` must be an object, got {quantization!r:.100}.")
 
     def _validate_labels(self, kwargs: dict[str, Any]) -> None:
         if kwargs.get("num_labels") is not None:
@@ -301,8 +364,14 @@ class ImageGPTConfig(PreTrainedConfig):
         for name in ("id2label", "label2id"):
             if not isinstance(getattr(self, name), dict | None):
                 raise ValueError(f"`{name}` must be an object, got {getattr(self, name)!r}.")
-        if not all(str(key).isdecimal() for key in self.id2label or ()):
-            raise ValueError(f"`id2label` must have integers for keys, got {list(self.id2label)!r:.100}.")
+        keys = [0] if self.id2label is None else list(self.id2label)
+        is_gapless = {str(key) for key in keys} == {str(number) for number in range(len(keys))}
+        if not is_gapless or not 1 <= len(keys) <= MAX_LABELS:
+            raise ValueError(
+                f"`id2label` must have the classes 0, 1, 2 ... for keys, at most {MAX_LABELS}, got {keys!r:.100}."
+            )
+        if not all(isinstance(value, int) for value in (self.label2id or {}).values()):
+            raise ValueError(f"`label2id` must have integers for values, got {self.label2id!r:.100}.")
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             raise ValueError(f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, got {self.problem_type!r}.")
 
@@ -401,6 +470,41 @@ _FLOAT_RANGES = {
     "resid_pdrop": (0.0, 1.0),
     "attn_pdrop": (0.0, 1.0),
 }
+
+
+@contextlib.contextmanager
+def _named(name_or_path: Any) -> Iterator[None]:
+    """Errors about a checkpoint's config are ValueErrors that begin with its name, where that is known."""
+    try:
+        yield
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        place = f"{name_or_path}: "
+        if isinstance(error, ValueError) and (name_or_path is None or str(error).startswith(place)):
+            raise
+        reason = str(error) if isinstance(error, ValueError) else f"the config is no config: {error}"
+        raise ValueError(reason if name_or_path is None else place + reason) from error
+
+
+def _refuse_foreign_fields(config_dict: dict[str, Any]) -> None:
+    """Raises ValueError for fields of a file that would make loading take code, classes or files not its own."""
+    for name, value in config_dict.items():
+        if name in _ATTENTION_FIELDS and not (isinstance(value, str | None) and value in _OWN_ATTENTION):
+            raise ValueError(
+                f"`{name}` in a config file must be one of {', '.join(map(str, _OWN_ATTENTION[1:]))}, got {value!r}: "
+                "others are code from elsewhere. Remove the field; to use them, pass `attn_implementation` when you "
+                "load the model."
+            )
+        if name in _FOREIGN_FIELDS and value is not None:
+            raise ValueError(
+                f"`{name}` must not be in the config file of an Image GPT, got {value!r:.100}. Remove it."
+            )
+        if _is_deeper(value, MAX_DEPTH):
+            raise ValueError(f"`{name}` must not be nested deeper than {MAX_DEPTH} levels.")
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return depth < 0 or any(_is_deeper(item, depth - 1) for item in inner)
 
 
 def _is_overridden(cls: type[ImageGPTConfig], name: str, overrides: dict[str, Any]) -> bool:

@@ -111,7 +111,8 @@ def native_state_dict_to_igpt(state_dict: dict[str, torch.Tensor]) -> dict[str, 
     for name, tensor in state_dict.items():
         if _MASK_BUFFER.search(name):
             continue
-        translated[name] = tensor.t().contiguous() if TRANSPOSED.search(name) else tensor
+        is_transposed = TRANSPOSED.search(name) and tensor.dim() == 2
+        translated[name] = tensor.t().contiguous() if is_transposed else tensor
     return translated
 
 
