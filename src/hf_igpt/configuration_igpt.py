@@ -4,6 +4,8 @@ import contextlib
 import copy
 import difflib
 import math
+import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +15,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .native_igpt import native_config_to_igpt
+from .saving_igpt import save_over
 
 
 # Section 3.3 of the paper and the head counts of openai/image-gpt's README; parameters at 32x32 with 512 colours.
@@ -237,6 +240,11 @@ class ImageGPTConfig(PreTrainedConfig):
         config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
         with _named(pretrained_model_name_or_path):
             return cls.from_dict(config_dict, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in transformers; a kill leaves the old file or the new one."""
+        save = super().save_pretrained
+        save_over(lambda folder: save(folder, push_to_hub, **kwargs), save_directory, re.compile(r"config\.json"))
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "ImageGPTConfig":
         """The config itself. transformers would take a field of a file that is named like a part of other models."""

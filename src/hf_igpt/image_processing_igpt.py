@@ -1,5 +1,7 @@
 """Image processor of Image GPT: images to colour tokens and back."""
 
+import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,10 +11,12 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 
 from .image_reading_igpt import MAX_IMAGE_PIXELS, array_to_rgb, open_image, to_rgb
 from .palette_igpt import PaletteLookup, as_palette, palette_from_clusters, palette_hash
+from .saving_igpt import save_over
 
 
 MAX_SIDE = 4096  # of the grid and of the crop: a damaged config must not take all memory
 
+_FILE = "preprocessor_config.json"
 _BLOCK_IMAGES = 64
 _FIELDS = ("size", "palette", "do_resize", "do_center_crop", "crop_size", "resample")
 # What a saved config holds besides the fields, and what loading passes along with a user's keywords.
@@ -310,6 +314,14 @@ class IGPTImageProcessor(BaseImageProcessor):
         config["image_processor_type"] = type(self).__name__
         config["auto_map"] = self.auto_map
         return config
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """As in transformers; a kill leaves the old file or the new one."""
+        save = super().save_pretrained
+        save_over(lambda folder: save(folder, push_to_hub, **kwargs), save_directory, re.compile(re.escape(_FILE)))
+        return [os.path.join(save_directory, _FILE)]
 
     def __repr__(self) -> str:
         colors = "None" if self._palette is None else f"<{self.num_colors} colours, hash {self.palette_hash}>"

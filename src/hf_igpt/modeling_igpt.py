@@ -52,6 +52,7 @@ from .functional_igpt import quick_gelu, recomputed_for_backward, rms_norm
 from .generation_igpt import iterative_decode
 from .losses_igpt import masked_cross_entropy, mean_cross_entropy, share
 from .native_igpt import native_state_dict_to_igpt
+from .saving_igpt import MODEL_FILES, save_over
 
 
 logger = logging.get_logger(__name__)
@@ -316,6 +317,14 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
         )
         model.config.name_or_path = str(name_or_path)
         return (model, loading_info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, is_main_process=True, *args, **kwargs):
+        """As in transformers. Over an older model a kill leaves the old one, the new one or none, never a mixture."""
+        save = super().save_pretrained
+        if not is_main_process or kwargs.get("distributed_checkpoint"):
+            save(save_directory, is_main_process, *args, **kwargs)
+        else:
+            save_over(lambda folder: save(folder, True, *args, **kwargs), save_directory, MODEL_FILES)
 
     def resize_token_embeddings(self, *args, **kwargs):
         """Refused: every id means one colour of the palette, so the vocabulary cannot grow or shrink."""
