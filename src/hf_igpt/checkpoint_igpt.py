@@ -217,7 +217,7 @@ def refuse_unread(name_or_path: str, missing: Iterable[str], state_dict: Mapping
         raise ValueError(f"{name_or_path}: these tensors were not in the checkpoint: {_listed(new)}.")
 
 
-def is_quantized(config: ImageGPTConfig) -> bool:
+def is_quantized(name_or_path: str, config: ImageGPTConfig) -> bool:
     """
     Whether the weights are packed by a quantization that transformers knows.
 
@@ -230,7 +230,8 @@ def is_quantized(config: ImageGPTConfig) -> bool:
     fields = quantization if isinstance(quantization, dict) else quantization.to_dict()
     if not AutoHfQuantizer.supports_quant_method(fields):
         raise ValueError(
-            f"`quantization_config` names the method {fields.get('quant_method')!r}, which transformers doesn't have."
+            f"{name_or_path}: `quantization_config` must name a method that transformers has, got "
+            f"{fields.get('quant_method')!r}. Take a newer transformers, or the checkpoint that was quantized."
         )
     return True
 

@@ -1,12 +1,10 @@
 """Configuration of Image GPT (Chen et al., "Generative Pretraining from Pixels", ICML 2020)."""
 
-import contextlib
 import copy
 import difflib
 import math
 import os
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .config_files_igpt import named_errors, refuse_deep, refuse_large
 from .native_igpt import native_config_to_igpt
 from .saving_igpt import save_over
 
@@ -45,7 +44,6 @@ MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 17
 MAX_VOCABULARY = 1 << 20
 MAX_LABELS = 1 << 17
-MAX_DEPTH = 16
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -67,6 +65,8 @@ _FOREIGN_FIELDS = (
 )
 # Names of the class that a config may give a value all the same.
 _SETTABLE = (
+    "_attn_implementation",
+    "_experts_implementation",
     "max_position_embeddings",
     "model_type",
     "n_positions",
@@ -204,7 +204,7 @@ class ImageGPTConfig(PreTrainedConfig):
             ValueError: as the class; for the config of another kind of model; for fields that name code or files.
         """
         # The Auto classes pass the checkpoint's name.
-        with _named(kwargs.get("name_or_path")):
+        with named_errors(kwargs.get("name_or_path")):
             _refuse_foreign_fields(config_dict)
             model_type = config_dict.get("model_type", cls.model_type)
             if model_type == "imagegpt":
@@ -222,10 +222,8 @@ class ImageGPTConfig(PreTrainedConfig):
             OSError: there is no config file.
             ValueError: the file is JSON, but no config.
         """
-        try:
+        with named_errors(pretrained_model_name_or_path):
             config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        except (RecursionError, TypeError, ValueError) as error:
-            raise ValueError(f"{pretrained_model_name_or_path}: the config is no config: {error}.") from error
         if not isinstance(config_dict, dict):
             raise ValueError(
                 f"{pretrained_model_name_or_path}: the config must be a JSON object, got {config_dict!r:.50}."
@@ -235,10 +233,15 @@ class ImageGPTConfig(PreTrainedConfig):
         return config_dict, kwargs
 
     @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        refuse_large(json_file)
+        return super()._dict_from_json_file(json_file)
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As in transformers, for both model types; an error about a field names the checkpoint too."""
         config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
-        with _named(pretrained_model_name_or_path):
+        with named_errors(pretrained_model_name_or_path):
             return cls.from_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -480,19 +483,6 @@ _FLOAT_RANGES = {
 }
 
 
-@contextlib.contextmanager
-def _named(name_or_path: Any) -> Iterator[None]:
-    """Errors about a checkpoint's config are ValueErrors that begin with its name, where that is known."""
-    try:
-        yield
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
-        place = f"{name_or_path}: "
-        if isinstance(error, ValueError) and (name_or_path is None or str(error).startswith(place)):
-            raise
-        reason = str(error) if isinstance(error, ValueError) else f"the config is no config: {error}"
-        raise ValueError(reason if name_or_path is None else place + reason) from error
-
-
 def _refuse_foreign_fields(config_dict: dict[str, Any]) -> None:
     """Raises ValueError for fields of a file that would make loading take code, classes or files not its own."""
     for name, value in config_dict.items():
@@ -506,13 +496,7 @@ def _refuse_foreign_fields(config_dict: dict[str, Any]) -> None:
             raise ValueError(
                 f"`{name}` must not be in the config file of an Image GPT, got {value!r:.100}. Remove it."
             )
-        if _is_deeper(value, MAX_DEPTH):
-            raise ValueError(f"`{name}` must not be nested deeper than {MAX_DEPTH} levels.")
-
-
-def _is_deeper(value: Any, depth: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return depth < 0 or any(_is_deeper(item, depth - 1) for item in inner)
+        refuse_deep(name, value)
 
 
 def _is_overridden(cls: type[ImageGPTConfig], name: str, overrides: dict[str, Any]) -> bool:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+from .config_files_igpt import named_errors, refuse_large
 from .image_reading_igpt import MAX_IMAGE_PIXELS, array_to_rgb, open_image, to_rgb
 from .palette_igpt import PaletteLookup, as_palette, palette_from_clusters, palette_hash
 from .saving_igpt import save_over
@@ -16,7 +18,7 @@ from .saving_igpt import save_over
 
 MAX_SIDE = 4096  # of the grid and of the crop: a damaged config must not take all memory
 
-_FILE = "preprocessor_config.json"
+_FILE = IMAGE_PROCESSOR_NAME
 _BLOCK_IMAGES = 64
 _FIELDS = ("size", "palette", "do_resize", "do_center_crop", "crop_size", "resample")
 # What a saved config holds besides the fields, and what loading passes along with a user's keywords.
@@ -280,6 +282,22 @@ class IGPTImageProcessor(BaseImageProcessor):
         if self._palette is None:
             raise ValueError("this processor has no `palette` yet: fit one with `hf_igpt.data.fit_palette`.")
         return self._palette
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
+        """As in transformers; a ValueError names the checkpoint too."""
+        with named_errors(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers, for files of at most 16 MiB."""
+        folder = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        for name in (_FILE, PROCESSOR_NAME):
+            refuse_large(os.path.join(folder, name))
+        return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs) -> "IGPTImageProcessor":

@@ -291,7 +291,7 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
         tensors = read_state_dict(name_or_path, map_location="meta", **files)
         if saved.get("model_type") == "imagegpt":
             tensors = native_state_dict_to_igpt(tensors)
-        is_packed = is_quantized(config)
+        is_packed = is_quantized(name_or_path, config)
         refuse_other_sizes(name_or_path, config, tensors, is_packed)
         if not is_packed:
             refuse_other_tensors(name_or_path, config, tensors, cls.__name__)

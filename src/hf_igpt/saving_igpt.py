@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from torch import distributed
-
 
 _CONFIG = "config.json"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
@@ -45,6 +43,8 @@ def save_over(save: Callable[[str | os.PathLike], Any], folder: str | os.PathLik
 
 
 def _is_one_of_many() -> bool:
+    from torch import distributed
+
     # Several processes write into one folder together; Trainer gives them a new one.
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
