@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hub_server import HubServer
-from safetensors.torch import load_file, save
+from safetensors.torch import load
 from tiny_models import tiny_causal
 
 from hf_igpt import IGPTImageProcessor
@@ -56,7 +56,7 @@ sys.meta_path.remove(without)
 import hf_igpt
 for trusted in (False, None):
     load_everything("with", trusted)
-for name in sys.argv[1].split(","):
+for name in [*sys.argv[1].split(","), *sys.argv[2].split(",")]:
     for load in (hf_igpt.ImageGPTConfig, hf_igpt.ImageGPTForCausalImageModeling, hf_igpt.IGPTImageProcessor):
         attempt(f"own {name} {load.__name__}", lambda: load.from_pretrained(name))
 found["modules"] = [name for name in sys.modules if "evil" in name or name.startswith("transformers_modules.")]
@@ -73,6 +73,11 @@ PAYLOAD = b'from pathlib import Path\nPath("ran").touch()\nraise ImportError("pa
 LOCAL = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoModelForCausalLM": "evil.Model"}
 ELSEWHERE = {name: f"evil/code--{target}" for name, target in LOCAL.items()}
 PIPELINES = {name: {"impl": "evil.P", "pt": ["AutoModel"]} for name in ("image-completion", "theirs")}
+SHARDS = {
+    "someone/sharded": "part-1.safetensors",
+    "evil/parent": "../../../evil/other/resolve/main/secret.safetensors",
+    "evil/absolute": "/dev/shm/secret.safetensors",
+}
 
 
 def honest_files(folder: Path) -> dict[str, bytes]:
@@ -92,6 +97,14 @@ def changed(files: dict[str, bytes], auto_map: dict, **fields) -> dict[str, byte
     return files | {name: json.dumps(content).encode() for name, content in texts.items()} | {"evil.py": PAYLOAD}
 
 
+def sharded(files: dict[str, bytes], shard: str) -> dict[str, bytes]:
+    """Files whose weights are one shard, which is there if its name is one."""
+    index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(load(files[WEIGHTS]), shard)}
+    rest = {name: content for name, content in files.items() if name != WEIGHTS}
+    there = {} if "/" in shard else {shard: files[WEIGHTS]}
+    return rest | there | {f"{WEIGHTS}.index.json": json.dumps(index).encode()}
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     return honest_files(tmp_path_factory.mktemp("honest"))
@@ -106,8 +119,10 @@ def reported(files, tmp_path_factory):
         "evil/code-elsewhere": changed(files, ELSEWHERE),
         "evil/kernel-user": changed(files, LOCAL, attn_implementation="evil/kernel"),
         "evil/unregistered": changed(files, LOCAL, model_type="unregistered"),
+        **{name: sharded(files, shard) for name, shard in SHARDS.items()},
         "evil/code": {"evil.py": PAYLOAD},
         "evil/kernel": {"evil.py": PAYLOAD},
+        "evil/other": {"secret.safetensors": files[WEIGHTS]},
     }
     place = folder / "folder"
     place.mkdir()
@@ -119,7 +134,7 @@ def reported(files, tmp_path_factory):
         names = ",".join([*list(repositories)[:3], str(place)])
         environment = os.environ | hub.environment(folder / "home")
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", LOADING, names],
+            [sys.executable, "-W", "ignore", "-c", LOADING, names, ",".join(SHARDS)],
             capture_output=True,
             text=True,
             env=environment,
@@ -171,6 +186,8 @@ def test_with_the_package_its_own_code_is_used(reported):
         else:
             assert text == "loaded", (name, text)
     for name, text in outcomes(found, "own").items():
+        if any(shards in name for shards in SHARDS):
+            continue
         expected = "`attn_implementation`" if "kernel-user" in name and "Processor" not in name else "loaded"
         assert expected in text, (name, text)
 
@@ -178,43 +195,13 @@ def test_with_the_package_its_own_code_is_used(reported):
 # Shards
 
 
-SHARDS = """
-import json, sys
-from hf_igpt import ImageGPTForCausalImageModeling
-found = {}
-for name in sys.argv[1].split(","):
-    try:
-        model = ImageGPTForCausalImageModeling.from_pretrained(name)
-        found[name] = model.lm_head.weight.sum().item()
-    except ValueError as error:
-        found[name] = str(error)
-print(json.dumps(found))
-"""
-
-
-def test_shards_of_a_repository_come_from_it_alone(files, tmp_path):
+def test_shards_of_a_repository_come_from_it_alone(files, reported):
     """The Hub's cache is made of links, which are no links out of the repository."""
-    (tmp_path / WEIGHTS).write_bytes(files[WEIGHTS])
-    tensors = load_file(tmp_path / WEIGHTS)
-    names = {
-        "someone/honest": "model-00001-of-00001.safetensors",
-        "evil/parent": "../../../evil/other/resolve/main/secret.safetensors",
-        "evil/absolute": str(tmp_path / WEIGHTS),
-    }
-    rest = {name: content for name, content in files.items() if name != WEIGHTS}
-    with HubServer(user="evil") as hub:
-        hub.add_repo("models/evil/other", {"secret.safetensors": files[WEIGHTS]})
-        for name, shard in names.items():
-            index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(tensors, shard)}
-            content = {f"{WEIGHTS}.index.json": json.dumps(index).encode()}
-            content |= {shard: save(tensors, {"format": "pt"})} if name == "someone/honest" else {}
-            hub.add_repo(f"models/{name}", rest | content)
-        environment = os.environ | hub.environment(tmp_path / "home")
-        command = [sys.executable, "-W", "ignore", "-c", SHARDS, ",".join(names)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-        found = json.loads(done.stdout.splitlines()[-1])
-        assert found["someone/honest"] == pytest.approx(tensors["lm_head.weight"].sum().item())
-        for name in ("evil/parent", "evil/absolute"):
-            assert f"must name .safetensors files beside it, got {names[name]!r}" in found[name]
-        assert [request.path for request in hub.requests if "secret" in request.path or ".." in request.path] == []
+    found, paths = reported
+    assert outcomes(found, "own", "someone/sharded", "ImageGPTForCausalImageModeling").popitem()[1] == "loaded"
+    for name, shard in SHARDS.items():
+        if name != "someone/sharded":
+            (text,) = outcomes(found, "own", name, "ImageGPTForCausalImageModeling").values()
+            assert f"must name .safetensors files beside it, got {shard!r}" in text
+    assert [path for path in paths if "part-1" in path]
+    assert [path for path in paths if "secret" in path or ".." in path] == []
