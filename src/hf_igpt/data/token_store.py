@@ -130,7 +130,7 @@ def load_tokens(folder: str | os.PathLike) -> "DatasetDict":
     _check_names(Path(folder))
     try:
         tokens = load_from_disk(str(folder))
-    except FileNotFoundError as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} holds no tokenized data set: {error}") from error
     check_tokens(tokens)
     return tokens

@@ -123,7 +123,8 @@ def prepare_features(
 
 def _read_layer(path: Path, shape: tuple[int, int]) -> np.ndarray:
     try:
-        features = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Mapped, it takes no memory for what a header promises. It never unpickles.
+        features = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{path} is no array of features: {error}. Remove its folder to compute them anew."
