@@ -153,6 +153,14 @@ DAMAGES = {
         lambda t: replace(t, "ln_f.weight", lambda x: x[:-1]),
         ["hidden_size=24, but the weights have 23"],
     ),
+    "a number": (
+        lambda t: replace(t, "ln_f.weight", lambda x: x[0]),
+        ["hidden_size=24, but the weights have none"],
+    ),
+    "a block of another number": (
+        lambda t: [rename(t, name, name.replace("h.1.", "h.7.")) for name in list(t) if name.startswith("h.1.")],
+        ["missing: h.1.attn.c_attn.", "unknown: h.7.attn.c_attn."],
+    ),
     "integers": (
         lambda t: replace(t, BLOCK, lambda x: (9 * x).to(torch.int8)),
         ["type: h.1.attn.c_attn.weight torch.int8"],

@@ -148,15 +148,16 @@ def refuse_other_sizes(
         ValueError: a size of the config is not that of the weights.
     """
     shapes = {name.removeprefix(_PREFIX): tuple(tensor.shape) for name, tensor in state_dict.items()}
-    blocks = {int(match.group(1)) for name in shapes if (match := _BLOCK.search(name))}
-    found = {
-        "num_hidden_layers": len(blocks),
-        "hidden_size": shapes.get("ln_f.weight", (None,))[0],
-        "vocab_size": shapes.get("wte.weight", (None,))[0],
-        "n_positions": shapes.get("wpe.weight", (None,))[0],
-        "intermediate_size": shapes.get("h.0.mlp.c_fc.weight", (None,))[0],
-        "use_bias": "h.0.mlp.c_fc.bias" in shapes,
+    blocks = {match.group(1) for name in shapes if (match := _BLOCK.search(name))}
+    sized_by = {
+        "hidden_size": "ln_f.weight",
+        "vocab_size": "wte.weight",
+        "n_positions": "wpe.weight",
+        "intermediate_size": "h.0.mlp.c_fc.weight",
     }
+    found = {"num_hidden_layers": len(blocks)}
+    found |= {field: next(iter(shapes.get(name, ())), None) for field, name in sized_by.items()}
+    found["use_bias"] = "h.0.mlp.c_fc.bias" in shapes
     for field, value in found.items():
         if value != getattr(config, field) and not (is_packed and field == "intermediate_size"):
             raise ValueError(
