@@ -65,9 +65,8 @@ def wait_for_text(page, name: str, text: str) -> None:
 
 def upload(page, name: str, content: bytes, kind: str = "image/png") -> None:
     page.get_by_role("tab", name="Upload").click()
-    page.locator("#upload input[type=file], input#upload, input[type=file]").first.set_input_files(
-        {"name": name, "mimeType": kind, "buffer": content}
-    )
+    field = page.get_by_test_id("Upload an image-upload-button")
+    field.set_input_files({"name": name, "mimeType": kind, "buffer": content})
 
 
 def set_number(page, label: str, value: int) -> None:
@@ -157,7 +156,7 @@ def test_paint_and_inpaint(page):
 
 
 def test_draw_an_image(page):
-    page.get_by_role("tab", name="Draw", exact=True).last.click()
+    page.get_by_role("tab", name="Draw yourself").click()
     page.get_by_role("button", name="Use the drawing").click()
     wait_for_text(page, "image-status", "The canvas is empty")
     box = page.locator("#ink canvas").first.bounding_box()

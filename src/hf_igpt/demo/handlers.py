@@ -98,7 +98,8 @@ def chosen(checkpoint: Checkpoint, image: Image.Image | None, name: str) -> Chos
         [
             Picture(image, f"The image you chose: {name}", "your image"),
             Picture(seen.image, "The same image as the model sees it", f"as the model sees it, {height} x {width}"),
-        ]
+        ],
+        kind="middle",
     )
     canvas = seen.image.resize((width * factor, height * factor), Image.Resampling.NEAREST)
     return Chosen(image, view, canvas, message(f"Chosen: {name}."))
@@ -116,7 +117,7 @@ def surprise_view(checkpoint: Checkpoint, image: Image.Image | None) -> str:
         else f"Mean {bits.mean():.2f} bits, each pixel scored while it and half of the others are hidden."
     )
     words = f"surprise at each pixel, 0 (dark) to {bits.max():.1f} bits (bright). {whole}"
-    return figures([Picture(heat_map(bits), f"Heat map: {words}", words)])
+    return figures([Picture(heat_map(bits), f"Heat map: {words}", words)], kind="middle")
 
 
 def generate(

@@ -17,6 +17,7 @@ STYLE = """
 .igpt-figures figure { margin: 0; flex: 0 1 auto; max-width: 100%; }
 .igpt-figures img { display: block; image-rendering: pixelated; width: var(--igpt-side, 144px); height: auto;
   max-width: 100%; border: 1px solid var(--border-color-primary); }
+.igpt-figures.middle { --igpt-side: 112px; }
 .igpt-figures.small { --igpt-side: 72px; }
 .igpt-figures.small figure { max-width: 74px; }
 .igpt-figures.wide img { image-rendering: auto; width: 100%; max-width: 640px; }
@@ -56,7 +57,7 @@ def figures(pictures: Sequence[Picture], kind: str = "") -> str:
     Pictures side by side, as many in a row as fit.
 
     Args:
-        kind: "small", or "wide" for figures as wide as the page; by default in between.
+        kind: "small", "middle", or "wide" for figures as wide as the page; by default pictures of 144 pixels.
     """
     return f'<div class="igpt-figures {kind}">{"".join(map(_figure, pictures))}</div>'
 

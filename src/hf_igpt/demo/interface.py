@@ -72,7 +72,7 @@ class Page:
         self.checkpoint = gr.Dropdown(list(self.library), value=self.first.name, label="Checkpoint")
         self.summary = gr.HTML(message(self.first.summary()))
         with gr.Tabs():
-            with gr.Tab("Draw"), gr.Row():
+            with gr.Tab("Images"), gr.Row():
                 with gr.Column(min_width=300):
                     self._image_controls()
                     self._drawing_controls()
@@ -92,7 +92,7 @@ class Page:
                 self.nothing = gr.Button("No image: draw whole ones", size="sm")
             with gr.Tab("Upload"):
                 self.upload = gr.UploadButton("Upload an image", file_types=["image"], elem_id="upload")
-            with gr.Tab("Draw"):
+            with gr.Tab("Draw yourself"):
                 self.ink = gr.ImageEditor(
                     _editor(Image.new("RGB", INK_CANVAS)),
                     type="pil",
@@ -107,9 +107,9 @@ class Page:
                 self.use_ink = gr.Button("Use the drawing", size="sm")
         self.status = gr.HTML(self.start.status, elem_id="image-status")
         with gr.Row():
-            self.view = gr.HTML(self.start.view, elem_id="view", min_width=150)
+            self.view = gr.HTML(self.start.view, elem_id="view", scale=2, min_width=250)
             surprise = handlers.surprise_view(self.first, self.start.image)
-            self.surprise = gr.HTML(surprise, elem_id="surprise", min_width=150)
+            self.surprise = gr.HTML(surprise, elem_id="surprise", scale=1, min_width=125)
 
     def _drawing_controls(self) -> None:
         height = self.first.grid[0]
@@ -139,7 +139,7 @@ class Page:
         self.steps = gr.Slider(**_steps(self.first), step=1, label="Steps of the masked model")
 
     def _results(self) -> None:
-        gr.HTML("<h2>4. Draw</h2>")
+        gr.HTML("<h2>4. The images</h2>")
         with gr.Row():
             self.go = gr.Button("Draw", variant="primary", elem_id="go")
             self.halt = gr.Button("Stop", variant="stop", elem_id="stop")
