@@ -63,10 +63,12 @@ def wait_for_text(page, name: str, text: str) -> None:
     )
 
 
-def upload(page, name: str, content: bytes, kind: str = "image/png") -> None:
+def upload(page, name: str, content: bytes) -> None:
     page.get_by_role("tab", name="Upload").click()
     field = page.get_by_test_id("Upload an image-upload-button")
-    field.set_input_files({"name": name, "mimeType": kind, "buffer": content})
+    field.set_input_files(
+        {"name": name, "mimeType": "text/plain" if name.endswith("txt") else "image/png", "buffer": content}
+    )
 
 
 def set_number(page, label: str, value: int) -> None:
@@ -175,7 +177,7 @@ def test_draw_an_image(page):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("text.png", b"this is no image"),
+        ("notes.txt", b"this is no image"),
         ("truncated.png", png(Image.effect_noise((200, 200), 50))[:3000]),
         ("huge.png", huge_png()),
     ],
@@ -191,13 +193,6 @@ def test_files_that_are_no_good_image(page, name, content):
     upload(page, "good.png", png(marked(5)))
     wait_for_text(page, "image-status", "Chosen: your file")
     assert html_of(page, "view") != before
-
-
-def test_a_text_file_is_refused_by_its_name(page):
-    upload(page, "notes.txt", b"no image either", "text/plain")
-    page.wait_for_function(
-        "/file|image/i.test(document.body.innerText) && /Invalid|can't be used/.test(document.body.innerText)"
-    )
 
 
 def test_by_keyboard_on_a_phone(demo, browser):

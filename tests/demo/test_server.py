@@ -271,6 +271,9 @@ def test_a_path_or_an_address_is_no_upload(app, client, checkpoints):
             editor = {"background": file, "layers": [file], "composite": file}
             with pytest.raises(Exception):  # noqa: PT011, B017
                 call(app, "drawing", ["causal", editor])
+        for route in ("file=", "file/", "proxy="):
+            for target in (address, "https://example.com/", "HTTPS://example.com/", "%68ttp://example.com/"):
+                assert httpx.get(f"{app.local_api_url}{route}{target}").status_code == 403
         server.shutdown()
     assert Counter.requests == 0
 

@@ -28,6 +28,8 @@ TITLE = "Image GPT"
 STATE_SECONDS = 3600
 CACHE_AGE = (600, 3600)
 DEFAULT_STEPS = 32
+# Canvases that were sent and not yet read.
+MAX_WAITING_CANVASES = 64
 # One at a time: what runs the model, whoever asks.
 ON_MODEL = {"concurrency_id": "model", "concurrency_limit": 1}
 READING = {"concurrency_id": "reading", "concurrency_limit": 2}
@@ -91,7 +93,8 @@ class Page:
                 self.examples = gr.HTML(self._examples(self.first), js_on_load=PRESSED, elem_id="examples")
                 self.nothing = gr.Button("No image: draw whole ones", size="sm")
             with gr.Tab("Upload"):
-                self.upload = gr.UploadButton("Upload an image", file_types=["image"], elem_id="upload")
+                # Of any type: with a list of them Gradio's page drops other files without a word.
+                self.upload = gr.UploadButton("Upload an image", elem_id="upload")
             with gr.Tab("Draw yourself"):
                 self.ink = gr.ImageEditor(
                     _editor(Image.new("RGB", INK_CANVAS)),
@@ -158,8 +161,10 @@ class Page:
         self.neighbours = gr.HTML(elem_id="neighbours")
 
     def _connect(self, page: gr.Blocks) -> None:
-        for editor in (self.ink, self.hole, self.upload):
-            _refuse_addresses(editor)
+        for control in (self.ink, self.hole, self.upload):
+            _refuse_addresses(control)
+        for editor in (self.ink, self.hole):
+            editor.blob_storage = _Newest(MAX_WAITING_CANVASES)
         for control in (self.rows, self.count, self.temperature, self.top_k, self.seed, self.steps, self.layer):
             _pass_on(control)
         taken = [self.image, self.view, self.hole, self.status]
@@ -302,6 +307,19 @@ def _steps(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _editor(background: Image.Image) -> dict[str, Any]:
     return {"background": np.asarray(background), "layers": [], "composite": None}
+
+
+class _Newest(dict):
+    """Holds so many entries, the newest: Gradio keeps what is sent for an event that may never come."""
+
+    def __init__(self, most: int):
+        super().__init__()
+        self.most = most
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        while len(self) > self.most:
+            del self[next(iter(self))]
 
 
 def _refuse_addresses(component: gr.components.Component) -> None:
