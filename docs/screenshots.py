@@ -21,7 +21,6 @@ from browser import patience, running_browser, running_demo  # noqa: E402
 
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
 TABS = {"images": "Images", "palette": "Palette", "features": "Features"}
-COLORS = 128
 
 
 def main() -> None:
@@ -80,8 +79,7 @@ def set_number(page, label: str, value: int) -> None:
 
 def save(screenshot: bytes, path: Path) -> None:
     with Image.open(io.BytesIO(screenshot)) as image:
-        small = image.convert("RGB").quantize(COLORS, dither=Image.Dither.NONE)
-    small.save(path, format="PNG", optimize=True)
+        image.convert("RGB").save(path, format="PNG", optimize=True)
     print(f"{path.name}: {path.stat().st_size // 1000} kB")
 
 
