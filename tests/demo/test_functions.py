@@ -265,7 +265,7 @@ def test_the_heat_map_is_bright_where_the_model_is_surprised(either):
 
 
 def test_more_colours_lose_less():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8))
     quantized = with_own_palettes(image)
     assert [q.num_colors for q in quantized] == [2, 8, 32, 512]
     losses = [q.psnr for q in quantized]

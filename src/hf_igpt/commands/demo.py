@@ -12,6 +12,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,10 +72,11 @@ def _main(argv: list[str] | None) -> None:
     print(json.dumps({"url": url, "checkpoints": names}), flush=True)
     logger.info("Open %s in a browser. Ctrl-C ends the demo.", url)
     try:
-        page.block_thread()
+        # Gradio's own waiting ends with a line on stdout, which belongs to the address.
+        threading.Event().wait()
     except KeyboardInterrupt:
         # The usual end, and no failure.
-        page.close()
+        page.close(verbose=False)
 
 
 def open_checkpoint(name: str, device: str) -> "Checkpoint":

@@ -180,7 +180,7 @@ def palette_view(checkpoint: Checkpoint, image: Image.Image | None) -> str:
             figures([swatch, original, _quantized(seen, "of the checkpoint's palette")]),
             message(
                 "Below: 2, 8, 32 and 512 colours fitted to this image alone (k-means, as for a training set), at "
-                "up to 128 pixels a side. More colours cost the model more to tell apart, fewer lose the picture."
+                "up to 64 pixels a side. More colours cost the model more to tell apart, fewer lose the picture."
             ),
             figures([_quantized(quantized, "fitted to the image") for quantized in own]),
         )
@@ -189,7 +189,8 @@ def palette_view(checkpoint: Checkpoint, image: Image.Image | None) -> str:
 
 def _quantized(quantized: Quantized, whose: str) -> Picture:
     loss = "nothing lost" if math.isinf(quantized.psnr) else f"PSNR {quantized.psnr:.1f} dB"
-    words = f"{quantized.num_colors} colours {whose}, {loss}"
+    fewer = f" (it has only {quantized.num_colors})" if quantized.num_colors < quantized.asked else ""
+    words = f"{quantized.asked} colours {whose}{fewer}, {loss}"
     return Picture(quantized.image, f"The image in {words}", words)
 
 

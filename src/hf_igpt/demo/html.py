@@ -13,7 +13,7 @@ from PIL import Image
 _TEMPLATE = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
 
 STYLE = """
-.igpt-figures { display: flex; flex-wrap: wrap; gap: 12px; margin: 4px 0; }
+.igpt-figures { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 12px; margin: 4px 0; }
 .igpt-figures figure { margin: 0; flex: 0 1 auto; max-width: 100%; }
 .igpt-figures img { display: block; image-rendering: pixelated; width: var(--igpt-side, 144px); height: auto;
   max-width: 100%; border: 1px solid var(--border-color-primary); }
@@ -23,8 +23,8 @@ STYLE = """
 .igpt-figures.wide img { image-rendering: auto; width: 100%; max-width: 640px; }
 .igpt-figures figcaption { font-size: 0.85em; max-width: max(var(--igpt-side, 144px), 72px);
   overflow-wrap: anywhere; margin-top: 2px; }
-.igpt-figures button { padding: 0; border: 2px solid transparent; border-radius: 4px; background: none;
-  cursor: pointer; }
+.igpt-figures button { padding: 0; line-height: 0; flex: none; border: 2px solid transparent; border-radius: 4px;
+  background: none; cursor: pointer; }
 .igpt-figures button:hover, .igpt-figures button:focus-visible { border-color: var(--color-accent); outline: none; }
 .igpt-message { margin: 4px 0; }
 .igpt-message[role=alert] { border-left: 4px solid #c62828; padding: 6px 10px; background: #c6282818;

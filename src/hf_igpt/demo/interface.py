@@ -64,14 +64,15 @@ class Page:
         self.library = library
         self.max_waiting = max_waiting
         self.stops = handlers.Stops()
-        self.first = library[next(iter(library))]
+        self.names = list(library)
+        self.first = library[self.names[0]]
         self.start = handlers.choose_example(self.first, 0)
 
     def lay_out(self, page: gr.Blocks) -> None:
         """Makes the controls inside the open `gr.Blocks`, and connects them."""
         self.image = gr.State(self.start.image, time_to_live=STATE_SECONDS)
         gr.HTML(f"<h1>{TITLE}</h1>")
-        self.checkpoint = gr.Dropdown(list(self.library), value=self.first.name, label="Checkpoint")
+        self.checkpoint = gr.Dropdown(self.names, value=self.names[0], label="Checkpoint")
         self.summary = gr.HTML(message(self.first.summary()))
         with gr.Tabs():
             with gr.Tab("Images"), gr.Row():
