@@ -61,9 +61,20 @@ def test_load_and_use_runs_on_a_checkpoint_folder(tmp_path, capsys):
     palette = np.random.default_rng(0).uniform(0, 255, (16, 3))
     IGPTImageProcessor(size=4, palette=palette).save_pretrained(tmp_path)
     ImageGPTForCausalImageModeling(tiny_config(vocab_size=17, image_size=4)).save_pretrained(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    block, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {}
     exec(block.replace("outputs/digits/model", str(tmp_path)), names)
     assert names["tokens"].shape == (4, 16)
     assert names["features"].shape == (4, names["model"].config.hidden_size)
     assert float(re.search(r"[\d.]+", capsys.readouterr().out)[0]) == pytest.approx(math.log(16), abs=1e-3)
+
+
+def test_model_cards_are_those_that_the_json_files_render():
+    specification = importlib.util.spec_from_file_location("cards", ROOT / "docs" / "cards.py")
+    cards = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(cards)
+    for recipe in cards.RELEASED:
+        text = (cards.CARDS / f"{recipe}.md").read_text()
+        assert str(cards.model_card(cards.facts(recipe))) == text, "run `python docs/cards.py`"
+        for target in re.findall(r"\]\((\.\./[^)]+)\)", text):
+            assert (cards.CARDS / target).is_file(), target
