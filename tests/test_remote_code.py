@@ -216,7 +216,7 @@ def test_code_of_a_checkpoint_opens_its_folder_and_the_libraries_only(saved, loa
     opened = loaded["seen"]["files"]
     assert any(path.endswith("causal/config.json") for path, _ in opened)
     for path, mode in opened:
-        assert path.startswith((folder, *libraries)) or path == "/proc/mounts", path  # transformers looks for its own
+        assert path.startswith((folder, *libraries)) or path.startswith("/proc/"), path  # libraries count cores
         assert mode in ("r", "rb") or path.startswith(f"{folder}/home") or path.startswith(libraries), (path, mode)
     assert any(path == os.devnull for path, _ in loaded["control"]["files"])
 

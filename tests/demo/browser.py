@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -49,8 +50,11 @@ class Demo:
     log: Path
 
     def is_alive(self) -> bool:
-        """Whether it runs, and no error has come out of this package's code."""
-        return self.process.poll() is None and "hf_igpt/" not in self.log.read_text()
+        """Whether it runs, and no error was raised in this package's code."""
+        # A browser that closes in an upload raises in the server's library, below a layer of this package.
+        tracebacks = self.log.read_text().split("Traceback (most recent call last)")[1:]
+        raised_in = [re.findall(r'File "([^"]+)"', traceback)[-1] for traceback in tracebacks]
+        return self.process.poll() is None and not any("hf_igpt/" in file for file in raised_in)
 
 
 @contextmanager
