@@ -89,7 +89,9 @@ def likelihood_picture(model, tokens: np.ndarray, images: list[Image.Image]) -> 
         strength = np.clip(values / 5, 0, 1)[..., None]
         heat = (1 - strength) * np.array([255, 255, 255]) + strength * np.array([178, 24, 43])
         maps.append(Image.fromarray(np.rint(heat).astype(np.uint8)))
-    grid = image_grid([*images, *maps], columns=len(images), column_titles=[f"{each:.0f} nats" for each in nats.sum(1)])
+    grid = image_grid(
+        [*images, *maps], columns=len(images), column_titles=[f"{each:.0f} nats" for each in nats.sum(1)]
+    )
     return _with_row_titles(grid, ["image", "surprise"], top=22)
 
 

@@ -181,14 +181,29 @@ def options_table(command: str) -> str:
     rows = ["| option | default | meaning |", "|---|---|---|"]
     for field in dataclasses.fields(arguments_class(command)):
         is_made = field.default is dataclasses.MISSING
-        default = field.default_factory() if is_made else field.default
-        shown = {None: "", True: "on", False: "off"}.get(default) if not isinstance(default, list | float) else None
-        if shown is None:
-            shown = f"`{' '.join(map(str, default)) if isinstance(default, list) else default}`" if default != [] else ""
-        choices = field.metadata["choices"]
-        meaning = field.metadata["help"] + (f": {', '.join(f'`{choice}`' for choice in choices)}" if choices else "")
-        rows.append(f"| `--{field.name}` | {shown} | {meaning} |")
+        default = _shown(field.default_factory() if is_made else field.default)
+        choices = ", ".join(f"`{choice}`" for choice in field.metadata["choices"] or ())
+        meaning = f"{field.metadata['help']}: {choices}" if choices else field.metadata["help"]
+        rows.append(f"| `--{field.name}` | {default} | {meaning} |")
     return "\n".join(rows)
+
+
+def commands_text() -> str:
+    """Every command, and every option of it."""
+    parts = []
+    for command, (what, is_launched) in COMMANDS.items():
+        if command != "env":
+            where = " It runs on several devices." if is_launched else ""
+            parts.append(f"## {command}\n\n`hf-igpt {command}`: {what}.{where}\n\n{options_table(command)}")
+    return "\n\n".join(parts)
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == []:
+        return ""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return f"`{' '.join(map(str, default)) if isinstance(default, list) else default}`"
 
 
 def recipe_header(name: str) -> dict[str, str]:
@@ -230,7 +245,7 @@ MARKED: dict[str, Callable[[], str]] = {
     "digits-nats": partial(test_nats, "digits"),
     "cifar10-cpu-minutes": partial(training_minutes, "cifar10-cpu"),
     "cifar10-palette-psnr": palette_psnr,
-    **{f"options-{command}": partial(options_table, command) for command in COMMANDS if command != "env"},
+    "commands": commands_text,
 }
 MARKER = re.compile(r"<!-- (?P<name>[a-z][\w-]*) -->(?P<newline>\n?).*?<!-- /(?P=name) -->", re.DOTALL)
 
