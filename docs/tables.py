@@ -26,6 +26,14 @@ README = ROOT / "README.md"
 RECIPE_HEADER = ("Paper row", "Command", "Cost", "Expected")
 RESULTS = ROOT / "docs" / "results"
 RUNS = ("digits", "digits-masked", "cifar10-cpu", "cifar10-masked-cpu")
+PROBES = (
+    "digits-probe",
+    "digits-probe-concatenated",
+    "digits-probe-attentive",
+    "cifar10-cpu-probe",
+    "cifar10-masked-cpu-probe",
+)
+FINETUNED = ("digits-finetune", "digits-scratch", "cifar10-cpu-finetune", "cifar10-cpu-scratch")
 
 
 def results_table() -> str:
@@ -112,6 +120,56 @@ def decoding_table() -> str:
     return "\n".join([*rows, "", note])
 
 
+def probes_table() -> str:
+    """What probes read from the runs' features, and fine-tuning beside training from scratch."""
+    rows = ["| probe | best layer | accuracy on test | pixels alone | JSON |", "|---|---|---|---|---|"]
+    few = ["| probe, few labels | 4 of every class | 25 | 400 |", "|---|---|---|---|"]
+    for name in PROBES:
+        results = read_results(RESULTS / f"{name}.json")
+        metrics, probe = results["metrics"], results["probe"]
+        best, pixels, layers = metrics["best"], metrics["pixels"], len(metrics["layers"]) - 1
+        accuracy = best.get("ensemble_test_accuracy", best["test_accuracy"])
+        what = f"{probe['concatenate']} layers, " if probe["concatenate"] > 1 else ""
+        what += {"lbfgs": "logistic regression", "attentive": "learned pooling"}[probe["solver"]]
+        what += f", {best['ensemble_masks']} masks" if "ensemble_masks" in best else ""
+        rows.append(
+            f"| `{results['checkpoint']['name'].split('/')[1]}`: {what} | {best['layer']} of {layers} "
+            f"| **{_percent(accuracy)}** | {_percent(pixels['test_accuracy']) if pixels else ''} "
+            f"| [JSON](docs/results/{name}.json) |"
+        )
+        if metrics["low_data"]:
+            found = {row["per_class"]: row for row in metrics["low_data"]}
+            cells = [
+                f"{_percent(found[count]['accuracy_mean'])} ± {100 * found[count]['accuracy_std']:.1f}"
+                if count in found
+                else ""
+                for count in (4, 25, 400)
+            ]
+            few.append(f"| `{name}` | {' | '.join(cells)} |")
+    tuned = [
+        "| fine-tuning | training images | epochs | accuracy on test | JSON |",
+        "|---|---|---|---|---|",
+    ]
+    for name in FINETUNED:
+        results = read_results(RESULTS / f"{name}.json")
+        images = results["dataset"]["num_images"]["train"]
+        start = "fresh weights" if results["from_scratch"] else "pretrained"
+        tuned.append(
+            f"| `{name}`, {start} | {images:,} | {results['metrics']['images_seen'] / images:.0f} "
+            f"| **{_percent(results['metrics']['test']['accuracy'])}** | [JSON](docs/results/{name}.json) |"
+        )
+    note = (
+        "Layers count from 0, the normed embeddings; layer, penalty, rate and step are chosen on validation. Pixels "
+        "alone: the same logistic regression on the palette's colours at every position. ± is the standard deviation "
+        "over 5 subsets."
+    )
+    return "\n".join([*rows, "", *few, "", *tuned, "", note])
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
 def _times(ratio: float) -> str:
     return f"{ratio:.2f} times faster" if ratio < 10 else f"{ratio:,.0f} times faster"
 
@@ -122,32 +180,9 @@ def _row(work: str, figure: str, results: dict[str, Any]) -> str:
     return f"| {work} | {figure} | [{script}.py](benchmarks/{script}.py), [JSON](docs/results/{json_name}) |"
 
 
-def digits_layers_table() -> str:
-    """What classifiers read from the layers of the digits model, and from the pixels."""
-    probe, attentive, tuned, scratch = (
-        read_results(RESULTS / f"digits-{name}.json")["metrics"]
-        for name in ("probe", "probe-attentive", "finetune", "scratch")
-    )
-    found = [
-        (f"logistic regression on layer {row['layer']}", row["test_accuracy"], "probe") for row in probe["layers"]
-    ]
-    found += [
-        ("logistic regression on the pixels", probe["pixels"]["test_accuracy"], "probe"),
-        ("the best layer with a learned pooling", attentive["best"]["test_accuracy"], "probe-attentive"),
-        ("fine-tuned from the pretrained weights", tuned["test"]["accuracy"], "finetune"),
-        ("the same trained from fresh weights", scratch["test"]["accuracy"], "scratch"),
-    ]
-    rows = [
-        f"| {what} | {100 * accuracy:.1f} % | [JSON](docs/results/digits-{name}.json) |"
-        for what, accuracy, name in found
-    ]
-    note = f"{tuned['test']['num_images']} test images. Validation chose layer {probe['best']['layer']}."
-    return "\n".join(["| classifier of digits | accuracy on test | JSON |", "|---|---|---|", *rows, "", note])
-
-
-def probe_accuracy(what: str) -> str:
-    """Test accuracy of the digits model's best layer ("best"), or of its pixels ("pixels")."""
-    return f"{100 * read_results(RESULTS / 'digits-probe.json')['metrics'][what]['test_accuracy']:.1f} %"
+def probe_accuracy(name: str, what: str) -> str:
+    """Test accuracy of a run's best layer ("best"), or of its pixels ("pixels")."""
+    return _percent(read_results(RESULTS / f"{name}-probe.json")["metrics"][what]["test_accuracy"])
 
 
 def training_minutes(name: str) -> str:
@@ -233,14 +268,16 @@ def recipes_table() -> str:
 README_TABLES: dict[str, Callable[[], str]] = {
     "results": results_table,
     "decoding-steps": decoding_table,
+    "probes": probes_table,
     "benchmarks": benchmarks_table,
 }
 MARKED: dict[str, Callable[[], str]] = {
     **README_TABLES,
     "recipes": recipes_table,
-    "digits-layers": digits_layers_table,
-    "digits-best-layer": partial(probe_accuracy, "best"),
-    "digits-pixels": partial(probe_accuracy, "pixels"),
+    "digits-best-layer": partial(probe_accuracy, "digits", "best"),
+    "digits-pixels": partial(probe_accuracy, "digits", "pixels"),
+    "cifar10-cpu-best-layer": partial(probe_accuracy, "cifar10-cpu", "best"),
+    "cifar10-cpu-pixels": partial(probe_accuracy, "cifar10-cpu", "pixels"),
     "digits-minutes": partial(training_minutes, "digits"),
     "digits-nats": partial(test_nats, "digits"),
     "cifar10-cpu-minutes": partial(training_minutes, "cifar10-cpu"),

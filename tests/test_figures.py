@@ -20,7 +20,7 @@ def probe(name="outputs/run/model", objective="next_pixel", peak=0.9, best=2, st
             "parameters": 1_362_000_000,
             "validation_nats_per_token": loss,
         },
-        "metrics": {"layers": rows, "best": dict(rows[best]), "pixels": None, "ensemble": None} | metrics,
+        "metrics": {"layers": rows, "best": dict(rows[best]), "pixels": None} | metrics,
     }
 
 
@@ -141,7 +141,8 @@ def test_a_curve_is_of_one_kind_of_probe(tmp_path, axes):
 
 
 def test_bars(tmp_path, axes):
-    masked = probe(objective="masked", peak=0.8, ensemble={"masks": 5, "test_accuracy": 0.81})
+    masked = probe(objective="masked", peak=0.8)
+    masked["metrics"]["best"] |= {"ensemble_masks": 5, "ensemble_test_accuracy": 0.81}
     online = probe(objective="masked", peak=0.7)
     online["probe"]["solver"] = "attentive"
     online["metrics"]["best"] |= {"ensemble_masks": 3, "ensemble_test_accuracy": 0.71}
@@ -192,7 +193,7 @@ def test_bars(tmp_path, axes):
         ("checkpoints", "checkpoint.objective", "other", "one of next_pixel, masked, got 'other'"),
         ("checkpoints", "checkpoint", [], "`checkpoint.objective` in x.json must be str"),
         ("bars", "metrics.best.test_accuracy", "0.9", "`metrics.best.test_accuracy` in x.json .* got '0.9'"),
-        ("bars", "metrics.ensemble", {"masks": 5}, "`metrics.ensemble.test_accuracy` in x.json"),
+        ("bars", "metrics.best.ensemble_masks", 5, "`metrics.best.ensemble_test_accuracy` in x.json"),
         ("layers", "probe", {}, "`probe.solver` in x.json must be str"),
         ("bars", "probe", {}, "`probe.solver` in x.json must be str"),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_hub_files import ALLOWED
 from tiny_models import random_tokens, randomize_, tiny_causal, tiny_config, tiny_masked
 
 import hf_igpt
@@ -29,8 +30,8 @@ REFUSED = {
 }
 
 # Runs in a process that can't import the package, and reports on every folder and class as one JSON object.
-LOADING = """
-import importlib.abc, json, sys, warnings
+LOADING = '''
+import builtins, collections.abc, importlib.abc, json, os, sys, warnings
 
 class WithoutPackage(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -44,6 +45,45 @@ from transformers import AutoConfig, AutoImageProcessor
 folder, heads, names = sys.argv[1], sys.argv[2].split(","), sys.argv[3].split(",")
 tokens = torch.from_numpy(np.load(f"{folder}/tokens.npy"))
 found = {}
+# What follows is watched where it is code of a checkpoint, or is called by it.
+seen = {"imports": [], "variables": [], "files": [], "system": []}
+BETWEEN = ("<string>", "<frozen os>", "<frozen _collections_abc>", os.__file__, collections.abc.__file__)
+
+def frames():
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_filename not in BETWEEN:
+            yield frame
+        frame = frame.f_back
+
+def is_of_checkpoint(frame):
+    return frame.f_globals.get("__name__", "").startswith("transformers_modules.")
+
+def watched_import(name, globals=None, locals=None, fromlist=(), level=0, original=builtins.__import__):
+    importer = (globals or {}).get("__name__", "")
+    if importer.startswith("transformers_modules."):
+        seen["imports"].append([importer.rpartition(".")[2], name, level])
+    return original(name, globals, locals, fromlist, level)
+
+def watched_getitem(self, name, original=os._Environ.__getitem__):
+    if is_of_checkpoint(next(frames())):
+        seen["variables"].append(name)
+    return original(self, name)
+
+def watched_iter(self, original=os._Environ.__iter__):
+    if is_of_checkpoint(next(frames())):
+        seen["variables"].append("all")
+    return original(self)
+
+def watch(event, arguments):
+    if event == "open" and isinstance(arguments[0], str) and any(map(is_of_checkpoint, frames())):
+        seen["files"].append([os.path.abspath(arguments[0]), arguments[1]])
+    elif event.startswith(("socket.", "subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork")):
+        seen["system"].append(event)
+
+builtins.__import__ = watched_import
+os._Environ.__getitem__, os._Environ.__iter__ = watched_getitem, watched_iter
+sys.addaudithook(watch)
 for head in heads:
     path = f"{folder}/{head}"
     config = AutoConfig.from_pretrained(path, trust_remote_code=True)
@@ -60,9 +100,27 @@ for head in heads:
         found[head][name] = {
             "module": type(model).__module__, "class": type(model).__name__, "features": values.tolist(),
         }
+    if head in ("causal", "masked"):
+        auto = transformers.AutoModelForCausalLM if head == "causal" else transformers.AutoModelForMaskedImageModeling
+        drawn = auto.from_pretrained(path, trust_remote_code=True).eval().generate(num_return_sequences=2)
+        images = processor.decode(drawn[:, -12:])
+        assert processor(images, return_tensors="pt")["input_ids"].shape == (2, 12)
 assert "hf_igpt" not in sys.modules
-print(json.dumps(found))
+found["seen"] = json.loads(json.dumps(seen))
+for entries in seen.values():
+    entries.clear()
+# The same done by a checkpoint's code: what isn't seen here wouldn't have been there.
+CONTROL = """if 1:
+    import os, socket, subprocess, colorsys
+    os.environ.get("FIRST"), os.getenv("SECOND"), "THIRD" in os.environ, dict(os.environ)
+    open(os.devnull).close()
+    socket.socket().close()
+    subprocess.run(["true"])
 """
+exec(compile(CONTROL, "control.py", "exec"), {"__name__": "transformers_modules.control"})
+found["control"] = seen
+print(json.dumps(found))
+'''
 
 
 def make_folder(folder: Path) -> torch.Tensor:
@@ -135,6 +193,32 @@ def test_every_auto_class_loads_every_head_without_the_package(saved, loaded, he
     expected = own.eval().pooled_features(tokens)
     assert (expected[0] - expected[1]).abs().max() > 0.01
     torch.testing.assert_close(torch.tensor(result["features"]), expected.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_code_of_a_checkpoint_imports_what_is_listed(loaded):
+    imports = loaded["seen"]["imports"]
+    siblings = {path.stem for path in SOURCE.glob("*_igpt.py")}
+    assert {importer for importer, _, _ in imports} >= {"modeling_igpt", "image_processing_igpt", "pipeline_igpt"}
+    for importer, name, level in imports:
+        assert name in siblings if level == 1 else (level == 0 and name.split(".")[0] in ALLOWED), (importer, name)
+    assert ["control", "colorsys", 0] in loaded["control"]["imports"]
+
+
+def test_code_of_a_checkpoint_reads_no_variables_and_calls_no_network_or_process(loaded):
+    assert (loaded["seen"]["variables"], loaded["seen"]["system"]) == ([], [])
+    assert {"FIRST", "SECOND", "THIRD", "all"} <= set(loaded["control"]["variables"])
+    assert {"socket.__new__", "subprocess.Popen"} <= set(loaded["control"]["system"])
+
+
+def test_code_of_a_checkpoint_opens_its_folder_and_the_libraries_only(saved, loaded):
+    folder = str(saved[0])
+    libraries = tuple({sys.prefix, sys.base_prefix, *map(os.path.realpath, (sys.prefix, sys.base_prefix))})
+    opened = loaded["seen"]["files"]
+    assert any(path.endswith("causal/config.json") for path, _ in opened)
+    for path, mode in opened:
+        assert path.startswith((folder, *libraries)) or path == "/proc/mounts", path  # transformers looks for its own
+        assert mode in ("r", "rb") or path.startswith(f"{folder}/home") or path.startswith(libraries), (path, mode)
+    assert any(path == os.devnull for path, _ in loaded["control"]["files"])
 
 
 PIPELINES = (

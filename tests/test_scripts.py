@@ -34,7 +34,7 @@ def test_it_asks_for_this_package_with_extras_that_exist(script):
     name, extras = re.fullmatch(r"([\w-]+)\[([\w,]+)\]", dependency).groups()
     assert name == PROJECT["name"]
     assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
-    needed = {"convert_checkpoint": "tensorflow"}.get(script.stem, "train")
+    needed = {"convert_checkpoint": "tensorflow", "demo": "demo"}.get(script.stem, "train")
     assert needed in extras.split(",")
     assert set(_EXTRAS.values()) <= PROJECT["optional-dependencies"].keys()
 

@@ -1,12 +1,14 @@
 """Drawing the hidden tokens of images with a next-pixel or a masked model, every image from its own random numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from .causal_generation_igpt import CACHE_NAME
+from .generation_igpt import iterative_steps
 from .regions_igpt import prefix_lengths
 
 
@@ -58,6 +60,71 @@ def draw_hidden(
         model.train(was_training)
 
 
+def stream_hidden(
+    model: nn.Module, tokens: torch.LongTensor, hidden: torch.BoolTensor, seeds: list[int], **generation: Any
+) -> Iterator[tuple[torch.LongTensor, torch.BoolTensor]]:
+    """
+    `draw_hidden` bit by bit, for who wants to watch or to stop: row by row with a next-pixel model, step by step with
+    a masked one. The model runs when the next bit is asked for, and no more once nobody asks. The last bit is what
+    `draw_hidden` gives, up to rounding.
+
+    Args:
+        model, tokens, hidden, seeds, generation: as for `draw_hidden`. The model must be in evaluation mode.
+
+    Yields:
+        Tokens and what is hidden of them (a token there means nothing), both of shape (B, T) on the model's device: as
+        they are given, then after every row or step. They are not changed later.
+
+    Raises:
+        ValueError: as `draw_hidden`; or the model is in training mode, in which dropout would be on.
+    """
+    if model.training:
+        raise ValueError(
+            "`model` must be in evaluation mode, for dropout would change the images: call `model.eval()`."
+        )
+    tokens, hidden = tokens.to(model.device), hidden.to(model.device)
+    generators = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
+    if not model.config.is_causal:
+        return iterative_steps(model, tokens, hidden, generator=generators, **generation)
+    return _stream_rows(model, tokens, hidden, generators, generation)
+
+
+@torch.no_grad()
+def _stream_rows(
+    model: nn.Module,
+    tokens: torch.LongTensor,
+    hidden: torch.BoolTensor,
+    generators: list[torch.Generator],
+    generation: dict[str, Any],
+) -> Iterator[tuple[torch.LongTensor, torch.BoolTensor]]:
+    """Row by row; images of which equally many tokens are given are drawn together, one group after the other."""
+    lengths = torch.from_numpy(prefix_lengths(hidden.cpu().numpy()))
+    row = model.config.grid[1] * model.config.num_channels
+    yield tokens.masked_fill(hidden, 0), hidden
+    for length in lengths.unique().tolist():
+        group = (lengths == length).nonzero().squeeze(1).tolist()
+        sources = [generators[image] for image in group]
+        drawn = torch.cat(
+            [tokens.new_full((len(group), 1), model.config.start_token_id), tokens[group, :length]], dim=1
+        )
+        state: dict[str, Any] = {}
+        for end in range(length // row * row + row, tokens.shape[1] + 1, row):
+            # Goes on where the row before ended: its cache, and the generators as it left them.
+            ended = model.generate(
+                drawn,
+                attention_mask=torch.ones_like(drawn),
+                max_length=end + 1,
+                generator=sources,
+                return_dict_in_generate=True,
+                **state,
+                **generation,
+            )
+            drawn, state = ended.sequences, {CACHE_NAME: ended[CACHE_NAME]}
+            tokens, hidden = tokens.clone(), hidden.clone()
+            tokens[group, :end], hidden[group, :end] = drawn[:, 1:], False
+            yield tokens.masked_fill(hidden, 0), hidden
+
+
 def _continue(
     model: nn.Module,
     tokens: torch.LongTensor,
@@ -86,4 +153,4 @@ def _continue(
     return drawn
 
 
-__all__ = ["draw_hidden", "image_seeds"]
+__all__ = ["draw_hidden", "image_seeds", "stream_hidden"]

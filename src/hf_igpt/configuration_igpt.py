@@ -3,6 +3,8 @@
 import copy
 import difflib
 import math
+import os
+import re
 from typing import Any
 
 import torch
@@ -10,7 +12,9 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
+from .config_files_igpt import named_errors, refuse_deep, refuse_large
 from .native_igpt import native_config_to_igpt
+from .saving_igpt import save_over
 
 
 # Section 3.3 of the paper and the head counts of openai/image-gpt's README; parameters at 32x32 with 512 colours.
@@ -41,6 +45,37 @@ MAX_WIDTH = 1 << 17
 MAX_VOCABULARY = 1 << 20
 MAX_LABELS = 1 << 17
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# Attention that is part of torch. Any other is a package or, with a slash, a kernel that is fetched and run: whoever
+# loads a model may ask for that, the file may not.
+_OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
+_ATTENTION_FIELDS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
+# What transformers reads from a config file to take other files, classes or blocks than this package's.
+_FOREIGN_FIELDS = (
+    "distributed_config",
+    "experts_implementation",
+    "_experts_implementation",
+    "_experts_implementation_internal",
+    "fusion_config",
+    "mlp_layer_types",
+    "mtp_layer_types",
+    "per_layer_config",
+    "transformers_weights",
+)
+# Names of the class that a config may give a value all the same.
+_SETTABLE = (
+    "_attn_implementation",
+    "_experts_implementation",
+    "max_position_embeddings",
+    "model_type",
+    "n_positions",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "torch_dtype",
+)
 
 
 class ImageGPTConfig(PreTrainedConfig):
@@ -127,6 +162,7 @@ class ImageGPTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any):
         self._refuse_contradicting_names(kwargs)
         self._refuse_misspelt_names(kwargs)
+        self._refuse_taken_names(kwargs)
         self._validate_inherited(kwargs)
         n_positions = [kwargs.pop(name) for name in ("n_positions", "max_position_embeddings") if name in kwargs]
         super().__post_init__(**kwargs)
@@ -165,14 +201,17 @@ class ImageGPTConfig(PreTrainedConfig):
         As in transformers; a dictionary with `model_type: imagegpt` is translated first (see `native_igpt.py`).
 
         Raises:
-            ValueError: as the class, and for the config of another kind of model.
+            ValueError: as the class; for the config of another kind of model; for fields that name code or files.
         """
-        model_type = config_dict.get("model_type", cls.model_type)
-        if model_type == "imagegpt":
-            config_dict = native_config_to_igpt(config_dict)
-        elif model_type != cls.model_type:
-            raise ValueError(f"`model_type` must be {cls.model_type!r} or 'imagegpt', got {model_type!r}.")
-        return super().from_dict(cls._without_registered_pipelines(config_dict), **kwargs)
+        # The Auto classes pass the checkpoint's name.
+        with named_errors(kwargs.get("name_or_path")):
+            _refuse_foreign_fields(config_dict)
+            model_type = config_dict.get("model_type", cls.model_type)
+            if model_type == "imagegpt":
+                config_dict = native_config_to_igpt(config_dict)
+            elif model_type != cls.model_type:
+                raise ValueError(f"`model_type` must be {cls.model_type!r} or 'imagegpt', got {model_type!r}.")
+            return super().from_dict(cls._without_registered_pipelines(config_dict), **kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -183,10 +222,8 @@ class ImageGPTConfig(PreTrainedConfig):
             OSError: there is no config file.
             ValueError: the file is JSON, but no config.
         """
-        try:
+        with named_errors(pretrained_model_name_or_path):
             config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        except (RecursionError, TypeError, ValueError) as error:
-            raise ValueError(f"{pretrained_model_name_or_path}: the config is no config: {error}.") from error
         if not isinstance(config_dict, dict):
             raise ValueError(
                 f"{pretrained_model_name_or_path}: the config must be a JSON object, got {config_dict!r:.50}."
@@ -196,13 +233,25 @@ class ImageGPTConfig(PreTrainedConfig):
         return config_dict, kwargs
 
     @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        refuse_large(json_file)
+        return super()._dict_from_json_file(json_file)
+
+    @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As in transformers, for both model types; an error about a field names the checkpoint too."""
         config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
-        try:
+        with named_errors(pretrained_model_name_or_path):
             return cls.from_dict(config_dict, **kwargs)
-        except ValueError as error:
-            raise ValueError(f"{pretrained_model_name_or_path}: {error}") from error
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in transformers; a kill leaves the old file or the new one."""
+        save = super().save_pretrained
+        save_over(lambda folder: save(folder, push_to_hub, **kwargs), save_directory, re.compile(r"config\.json"))
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "ImageGPTConfig":
+        """The config itself. transformers would take a field of a file that is named like a part of other models."""
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers, with the whole `auto_map` and all `custom_pipelines`, whichever head is saved."""
@@ -278,20 +327,45 @@ class ImageGPTConfig(PreTrainedConfig):
             if close:
                 raise ValueError(f"Unknown config field {name!r}. Did you mean {close[0]!r}?")
 
+    def _refuse_taken_names(self, kwargs: dict[str, Any]) -> None:
+        """The base config sets whatever a file has, over its own methods too."""
+        for name in kwargs:
+            if hasattr(type(self), name) and name not in _SETTABLE:
+                raise ValueError(f"`{name}` is no config field: the class has a method or property of that name.")
+
     def _validate_inherited(self, kwargs: dict[str, Any]) -> None:
         """Fields that the base config takes without a look, some of them to size what it builds at once."""
         self._validate_labels(kwargs)
+        self._validate_base_types(kwargs)
         is_list = isinstance(self.layer_types, list | tuple) and all(isinstance(t, str) for t in self.layer_types)
         if self.layer_types is not None and not is_list:
             raise ValueError(f"`layer_types` must be a list of strings, got {self.layer_types!r}.")
         for name, value in (("dtype", self.dtype), ("torch_dtype", kwargs.get("torch_dtype"))):
             named = getattr(torch, value, None) if isinstance(value, str) else value
-            if value is not None and not isinstance(named, torch.dtype):
-                raise ValueError(f"`{name}` must be the name of a torch dtype such as 'float32', got {value!r}.")
+            if value is not None and named not in DTYPES:
+                names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+                raise ValueError(f"`{name}` must be the name of a dtype of weights, one of {names}, got {value!r}.")
         if not isinstance(kwargs.get("custom_pipelines", {}), dict):
             raise ValueError(f"`custom_pipelines` must be an object, got {kwargs['custom_pipelines']!r}.")
         if kwargs.get("per_layer_config") is not None:
             raise ValueError("`per_layer_config` must be left out: all blocks of an Image GPT are alike.")
+
+    def _validate_base_types(self, kwargs: dict[str, Any]) -> None:
+        given = {"output_attentions": kwargs.get("output_attentions", False)}
+        given |= {name: getattr(self, name) for name in ("output_hidden_states", "return_dict", "is_encoder_decoder")}
+        for name, value in given.items():
+            if not isinstance(value, bool | None):
+                raise ValueError(f"`{name}` must be true or false, got {value!r}.")
+        if self.is_encoder_decoder:
+            raise ValueError("`is_encoder_decoder` must be false: an Image GPT has no encoder.")
+        names = self.architectures
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"`architectures` must be a list of class names, got {names!r}.")
+        quantization = kwargs.get("quantization_config")
+        if isinstance(quantization, dict) and not isinstance(quantization.get("quant_method"), str):
+            raise ValueError(f"`quantization_config` must name its `quant_method`, got {quantization!r:.100}.")
+        if not isinstance(quantization, dict | None) and not hasattr(quantization, "to_dict"):
+            raise ValueError(f"`quantization_config` must be an object, got {quantization!r:.100}.")
 
     def _validate_labels(self, kwargs: dict[str, Any]) -> None:
         if kwargs.get("num_labels") is not None:
@@ -301,8 +375,14 @@ class ImageGPTConfig(PreTrainedConfig):
         for name in ("id2label", "label2id"):
             if not isinstance(getattr(self, name), dict | None):
                 raise ValueError(f"`{name}` must be an object, got {getattr(self, name)!r}.")
-        if not all(str(key).isdecimal() for key in self.id2label or ()):
-            raise ValueError(f"`id2label` must have integers for keys, got {list(self.id2label)!r:.100}.")
+        keys = [0] if self.id2label is None else list(self.id2label)
+        is_gapless = {str(key) for key in keys} == {str(number) for number in range(len(keys))}
+        if not is_gapless or not 1 <= len(keys) <= MAX_LABELS:
+            raise ValueError(
+                f"`id2label` must have the classes 0, 1, 2 ... for keys, at most {MAX_LABELS}, got {keys!r:.100}."
+            )
+        if not all(isinstance(value, int) for value in (self.label2id or {}).values()):
+            raise ValueError(f"`label2id` must have integers for values, got {self.label2id!r:.100}.")
         if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
             raise ValueError(f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, got {self.problem_type!r}.")
 
@@ -401,6 +481,22 @@ _FLOAT_RANGES = {
     "resid_pdrop": (0.0, 1.0),
     "attn_pdrop": (0.0, 1.0),
 }
+
+
+def _refuse_foreign_fields(config_dict: dict[str, Any]) -> None:
+    """Raises ValueError for fields of a file that would make loading take code, classes or files not its own."""
+    for name, value in config_dict.items():
+        if name in _ATTENTION_FIELDS and not (isinstance(value, str | None) and value in _OWN_ATTENTION):
+            raise ValueError(
+                f"`{name}` in a config file must be one of {', '.join(map(str, _OWN_ATTENTION[1:]))}, got {value!r}: "
+                "others are code from elsewhere. Remove the field; to use them, pass `attn_implementation` when you "
+                "load the model."
+            )
+        if name in _FOREIGN_FIELDS and value is not None:
+            raise ValueError(
+                f"`{name}` must not be in the config file of an Image GPT, got {value!r:.100}. Remove it."
+            )
+        refuse_deep(name, value)
 
 
 def _is_overridden(cls: type[ImageGPTConfig], name: str, overrides: dict[str, Any]) -> bool:

@@ -234,9 +234,7 @@ def _bars_of(item: Measured) -> list[dict[str, Any]]:
         votes[count] = item.percent("metrics.test.accuracy")
     else:
         kind, votes = _solver(item), {1: item.percent("metrics.best.test_accuracy")}
-        if item.results["metrics"].get("ensemble") is not None:
-            votes[item.get("metrics.ensemble.masks", int)] = item.percent("metrics.ensemble.test_accuracy")
-        elif "ensemble_masks" in item.get("metrics.best", dict):
+        if "ensemble_masks" in item.get("metrics.best", dict):
             count = item.get("metrics.best.ensemble_masks", int)
             votes[count] = item.percent("metrics.best.ensemble_test_accuracy")
     one = ", one mask" if item.objective == "masked" else ""

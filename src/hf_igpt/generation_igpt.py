@@ -9,7 +9,7 @@ Shapes: B images, T tokens in raster order, V token values.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -71,6 +71,33 @@ def iterative_decode(
         ValueError: an option out of range or without effect, a mask of another shape or type, tokens outside [0, V),
             generators for another number of images, a next-pixel model, or logits that are not finite.
     """
+    sampling = (num_steps, order, schedule, temperature, top_k, top_p, choice_temperature, generator)
+    for tokens, _ in iterative_steps(model, input_ids, bool_masked_pos, *sampling):  # noqa: B007
+        pass
+    return tokens
+
+
+@torch.no_grad()
+def iterative_steps(
+    model: nn.Module,
+    input_ids: torch.LongTensor,
+    bool_masked_pos: torch.BoolTensor,
+    num_steps: int | None = None,
+    order: str = "random",
+    schedule: str = "cosine",
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    choice_temperature: float | None = None,
+    generator: Generators = None,
+) -> Iterator[tuple[torch.LongTensor, torch.BoolTensor]]:
+    """
+    `iterative_decode` step by step: the model runs when the next step is asked for, and no more once nobody asks.
+
+    Yields:
+        Tokens and what is hidden of them (a token there means nothing), both of shape (B, T): as they are given, then
+        after every step. They are not changed later.
+    """
     check_options(num_steps, order, schedule, temperature, top_k, top_p, choice_temperature)
     check_generators(generator, len(input_ids))
     check_mask(bool_masked_pos, input_ids.shape, model.config)
@@ -86,6 +113,7 @@ def iterative_decode(
     # A permutation of the positions, whatever the values: which pixels come first.
     keys = fill_randomly(torch.empty_like(tokens), lambda row, source: row.random_(2**62, generator=source), generator)
     priority = keys.argsort(dim=1).float()
+    yield tokens, hidden
     for step, number in enumerate(numbers):
         logits = model(input_ids=tokens, bool_masked_pos=hidden, return_dict=True).logits
         drawn, log_probability = _draw(logits, warpers, generator)
@@ -96,7 +124,7 @@ def iterative_decode(
         chosen = rank < number.unsqueeze(1)
         tokens = torch.where(chosen, drawn, tokens)
         hidden = hidden & ~chosen
-    return tokens
+        yield tokens, hidden
 
 
 def _revealed(num_hidden: torch.LongTensor, num_steps: int | None, schedule: str) -> torch.LongTensor:
@@ -235,4 +263,4 @@ def _is_number(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-__all__ = ["Generators", "check_generators", "check_options", "draw_values", "iterative_decode"]
+__all__ = ["Generators", "check_generators", "check_options", "draw_values", "iterative_decode", "iterative_steps"]

@@ -1,18 +1,24 @@
 """Image processor of Image GPT: images to colour tokens and back."""
 
+import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+from .config_files_igpt import named_errors, refuse_large
 from .image_reading_igpt import MAX_IMAGE_PIXELS, array_to_rgb, open_image, to_rgb
 from .palette_igpt import PaletteLookup, as_palette, palette_from_clusters, palette_hash
+from .saving_igpt import save_over
 
 
 MAX_SIDE = 4096  # of the grid and of the crop: a damaged config must not take all memory
 
+_FILE = IMAGE_PROCESSOR_NAME
 _BLOCK_IMAGES = 64
 _FIELDS = ("size", "palette", "do_resize", "do_center_crop", "crop_size", "resample")
 # What a saved config holds besides the fields, and what loading passes along with a user's keywords.
@@ -278,6 +284,22 @@ class IGPTImageProcessor(BaseImageProcessor):
         return self._palette
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any):
+        """As in transformers; a ValueError names the checkpoint too."""
+        with named_errors(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in transformers, for files of at most 16 MiB."""
+        folder = os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        for name in (_FILE, PROCESSOR_NAME):
+            refuse_large(os.path.join(folder, name))
+        return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs) -> "IGPTImageProcessor":
         """Build a processor from a saved config; keywords override its fields, an unknown one is a ValueError."""
         if not isinstance(image_processor_dict, dict):
@@ -310,6 +332,14 @@ class IGPTImageProcessor(BaseImageProcessor):
         config["image_processor_type"] = type(self).__name__
         config["auto_map"] = self.auto_map
         return config
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """As in transformers; a kill leaves the old file or the new one."""
+        save = super().save_pretrained
+        save_over(lambda folder: save(folder, push_to_hub, **kwargs), save_directory, re.compile(re.escape(_FILE)))
+        return [os.path.join(save_directory, _FILE)]
 
     def __repr__(self) -> str:
         colors = "None" if self._palette is None else f"<{self.num_colors} colours, hash {self.palette_hash}>"

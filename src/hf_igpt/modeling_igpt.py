@@ -39,13 +39,20 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .causal_generation_igpt import CACHE_NAME, ImageGenerationMixin, one_cache, paper_generation_config
-from .checkpoint_igpt import read_state_dict, refuse_other_sizes
+from .checkpoint_igpt import (
+    is_quantized,
+    read_state_dict,
+    refuse_other_sizes,
+    refuse_other_tensors,
+    refuse_unread,
+)
 from .checks_igpt import check_mask, check_tokens
 from .configuration_igpt import ImageGPTConfig
 from .functional_igpt import quick_gelu, recomputed_for_backward, rms_norm
 from .generation_igpt import iterative_decode
 from .losses_igpt import masked_cross_entropy, mean_cross_entropy, share
 from .native_igpt import native_state_dict_to_igpt
+from .saving_igpt import MODEL_FILES, save_over
 
 
 logger = logging.get_logger(__name__)
@@ -240,57 +247,84 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *model_args, config=None, output_loading_info=False, **kwargs
+    ):
         """
         As in transformers. Also reads checkpoints of transformers' own ImageGPT (`model_type: imagegpt`) into this
         class, with equal logits; saved again, they have our layout.
 
         Raises:
-            ValueError: the checkpoint was saved with an attention direction that this head cannot have, or its config
-                is not about its weights.
+            ValueError: the checkpoint was saved with an attention direction that this head cannot have; its config is
+                not about its weights; a tensor is missing, unknown, or of another shape or type.
         """
         if pretrained_model_name_or_path is None or {"gguf_file", "state_dict"} & {*kwargs}:
+            kwargs["output_loading_info"] = output_loading_info
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
         try:
             saved, _ = ImageGPTConfig.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
         except OSError:
-            # No config of its own: an adapter, a config given by the caller, or an error that transformers words.
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+            # No config of its own: a config given by the caller, an adapter, or an error that transformers words.
+            saved = config.to_dict() if isinstance(config, ImageGPTConfig) else {}
+        # Whatever the caller says, nothing is unpickled freely.
+        kwargs["weights_only"] = True
+        tensors = cls._check_files(pretrained_model_name_or_path, saved, kwargs) if saved else {}
+        load = cls._from_native if saved.get("model_type") == "imagegpt" else super().from_pretrained
+        model, info = load(
+            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+        )
+        refuse_unread(pretrained_model_name_or_path, info["missing_keys"], tensors)
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _check_files(cls, name_or_path, saved, options) -> dict[str, torch.Tensor]:
+        """Refuses a checkpoint before memory is taken for it; gives its tensors without their numbers."""
         if cls._required_direction is not None and saved.get("is_causal", True) != cls._required_direction:
             raise ValueError(
                 f"{cls.__name__} needs a checkpoint with `is_causal={cls._required_direction}`, but "
-                f"{pretrained_model_name_or_path} was saved with is_causal={saved.get('is_causal')}. "
+                f"{name_or_path} was saved with is_causal={saved.get('is_causal')}. "
                 "Load it with the head it was trained with."
             )
-        is_native = saved.get("model_type") == "imagegpt"
-        if "quantization_config" not in saved:
-            saved_config = ImageGPTConfig.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
-            shapes = read_state_dict(
-                pretrained_model_name_or_path, kwargs.get("variant"), map_location="meta", **hub_arguments
-            )
-            shapes = native_state_dict_to_igpt(shapes) if is_native else shapes
-            refuse_other_sizes(pretrained_model_name_or_path, saved_config, shapes)
-        load = cls._from_native if is_native else super().from_pretrained
-        return load(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        config = ImageGPTConfig.from_dict(dict(saved), name_or_path=name_or_path)
+        files = {name: options[name] for name in (*_HUB_ARGUMENTS, "variant", "use_safetensors") if name in options}
+        tensors = read_state_dict(name_or_path, map_location="meta", **files)
+        if saved.get("model_type") == "imagegpt":
+            tensors = native_state_dict_to_igpt(tensors)
+        is_packed = is_quantized(name_or_path, config)
+        refuse_other_sizes(name_or_path, config, tensors, is_packed)
+        if not is_packed:
+            refuse_other_tensors(name_or_path, config, tensors, cls.__name__)
+        return tensors
 
     @classmethod
-    def _from_native(cls, name_or_path, *model_args, config, variant=None, output_loading_info=False, **kwargs):
+    def _from_native(
+        cls, name_or_path, *model_args, config, variant=None, use_safetensors=None, output_loading_info=False, **kwargs
+    ):
         hub_arguments = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
         if config is None:
             config, kwargs = ImageGPTConfig.from_pretrained(
                 name_or_path, return_unused_kwargs=True, **hub_arguments, **kwargs
             )
+        weights = read_state_dict(name_or_path, variant, use_safetensors=use_safetensors, **hub_arguments)
         model, loading_info = super().from_pretrained(
             None,
             *model_args,
             config=config,
-            state_dict=native_state_dict_to_igpt(read_state_dict(name_or_path, variant, **hub_arguments)),
+            state_dict=native_state_dict_to_igpt(weights),
             output_loading_info=True,
             **kwargs,
         )
         model.config.name_or_path = str(name_or_path)
         return (model, loading_info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, is_main_process=True, *args, **kwargs):
+        """As in transformers. Over an older model a kill leaves the old one, the new one or none, never a mixture."""
+        save = super().save_pretrained
+        if not is_main_process or kwargs.get("distributed_checkpoint"):
+            save(save_directory, is_main_process, *args, **kwargs)
+        else:
+            save_over(lambda folder: save(folder, True, *args, **kwargs), save_directory, MODEL_FILES)
 
     def resize_token_embeddings(self, *args, **kwargs):
         """Refused: every id means one colour of the palette, so the vocabulary cannot grow or shrink."""

@@ -56,13 +56,13 @@ _NEUTRAL_FIELDS = (
     "chunk_size_feed_forward",
     "dtype",
     "is_decoder",
-    "is_encoder_decoder",
     "model_type",
     "torch_dtype",
     "transformers_version",
 )
 _REFUSED_FIELDS = {
     "add_cross_attention": "cross-attention",
+    "is_encoder_decoder": "an encoder",
     "tie_word_embeddings": "tied embeddings, which make the output head one row too large",
 }
 TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
@@ -111,7 +111,8 @@ def native_state_dict_to_igpt(state_dict: dict[str, torch.Tensor]) -> dict[str, 
     for name, tensor in state_dict.items():
         if _MASK_BUFFER.search(name):
             continue
-        translated[name] = tensor.t().contiguous() if TRANSPOSED.search(name) else tensor
+        is_transposed = TRANSPOSED.search(name) and tensor.dim() == 2
+        translated[name] = tensor.t().contiguous() if is_transposed else tensor
     return translated
 
 

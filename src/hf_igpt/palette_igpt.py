@@ -32,9 +32,11 @@ def as_palette(palette: Any) -> np.ndarray:
     Raises:
         ValueError: if shape, number type, count or range is wrong. Nothing is rounded or clipped.
     """
+    # First, because making an array of a list with millions of rows takes seconds.
+    if isinstance(palette, list | tuple) and len(palette) > MAX_COLORS:
+        _check_count(len(palette))
     array = _as_rows(palette, "palette")
-    if not MIN_COLORS <= len(array) <= MAX_COLORS:
-        raise ValueError(f"`palette` must have {MIN_COLORS} to {MAX_COLORS} colours, got {len(array)}.")
+    _check_count(len(array))
     _check_range(array, "palette", 0.0, 255.0, "RGB values in 0...255")
     return array
 
@@ -53,6 +55,11 @@ def palette_from_clusters(clusters: Any) -> np.ndarray:
 def palette_hash(palette: Any) -> str:
     """The first 16 hex digits of SHA-256 over the palette's little-endian float64 bytes, row by row."""
     return hashlib.sha256(as_palette(palette).astype("<f8").tobytes()).hexdigest()[:16]
+
+
+def _check_count(count: int) -> None:
+    if not MIN_COLORS <= count <= MAX_COLORS:
+        raise ValueError(f"`palette` must have {MIN_COLORS} to {MAX_COLORS} colours, got {count}.")
 
 
 def _as_rows(values: Any, name: str) -> np.ndarray:

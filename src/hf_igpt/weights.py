@@ -1,6 +1,9 @@
-"""The weights of a model as a whole: what identifies them, and whether they are numbers."""
+"""The weights of a model as a whole: reading them with all checks, what identifies them, whether they are numbers."""
 
 import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -8,6 +11,57 @@ import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from hf_igpt.configuration_igpt import ImageGPTConfig
+    from hf_igpt.image_processing_igpt import IGPTImageProcessor
+    from hf_igpt.modeling_igpt import ImageGPTPreTrainedModel
+
+
+def load_verified(
+    name_or_path: str | os.PathLike,
+    choose_class: "Callable[[ImageGPTConfig], type[ImageGPTPreTrainedModel]]",
+    *,
+    needs_head: bool = True,
+) -> "tuple[ImageGPTPreTrainedModel, IGPTImageProcessor]":
+    """
+    A model in evaluation mode and its image processor, for whatever is to be measured, trained on or passed on. A
+    folder with a manifest is verified first. Code that comes with it is not run.
+
+    Args:
+        name_or_path: a folder or Hub name.
+        choose_class: gives the class for its config.
+        needs_head: whether a head that was not saved is an error; otherwise it starts at zero.
+
+    Raises:
+        OSError: there is no config.
+        ValueError: the folder is damaged, config and weights do not fit, numbers are not finite, the head or the image
+            processor is missing, or palette and model do not fit.
+    """
+    from hf_igpt import IGPTImageProcessor, ImageGPTConfig
+    from hf_igpt.checks_igpt import check_processor
+    from hf_igpt.storage import MANIFEST, verify_folder
+
+    if (Path(name_or_path) / MANIFEST).is_file():
+        verify_folder(name_or_path)
+    head = choose_class(ImageGPTConfig.from_pretrained(name_or_path))
+    model, info = head.from_pretrained(name_or_path, output_loading_info=True)
+    if needs_head and info["missing_keys"]:
+        raise ValueError(
+            f"{name_or_path} was saved without {', '.join(sorted(info['missing_keys']))}, so that a "
+            f"{head.__name__} of it predicts nothing. Take a checkpoint of pretraining."
+        )
+    check_finite(model, str(name_or_path))
+    try:
+        processor = IGPTImageProcessor.from_pretrained(name_or_path)
+    except OSError as error:
+        raise ValueError(
+            f"{name_or_path} has no image processor, without whose palette its tokens mean nothing: {error}"
+        ) from error
+    try:
+        check_processor(processor, model.config)
+    except ValueError as error:
+        raise ValueError(f"{name_or_path}: {error}") from error
+    return model.eval(), processor
 
 
 def weights_digest(model: "PreTrainedModel") -> str:

@@ -106,6 +106,8 @@ def test_what_it_leaves(finished):
     assert results["learning_rate"] == 3e-3 and results["wall_seconds"] > 0 and results["training_seconds"] > 0
     assert (checkpoint["name"], checkpoint["objective"], checkpoint["step"]) == ("out/model", "next_pixel", 2)
     counts = dict.fromkeys(("train", "validation", "test"), 40)
+    source = results["dataset"].pop("source")
+    assert source["name"] == "digits"
     assert results["dataset"] == {"name": "tokens of the pretraining", "num_classes": 10, "num_images": counts}
 
 

@@ -1,5 +1,8 @@
 import http.server
 import json
+import pickle
+import re
+import shutil
 import threading
 import urllib.request
 from pathlib import Path
@@ -25,6 +28,7 @@ from hf_igpt.data.sources import load_images
 from hf_igpt.data.token_store import check_tokens, load_tokens, save_tokens, tokens_info
 from hf_igpt.data.tokenization import tokenize
 from hf_igpt.image_processing_igpt import IGPTImageProcessor
+from hf_igpt.storage import staged_folder
 
 
 def ids(tokens):
@@ -202,6 +206,62 @@ def test_damage_on_disk_is_found(tmp_path, fault, pattern):
     changes[fault]()
     with pytest.raises(ValueError, match=file.name if fault != "add" else "data-00001"):
         load_tokens(folder)
+
+
+@pytest.mark.parametrize("name", ["../../secret.arrow", "/secret.arrow", "..", "", "inner/data.arrow"])
+@pytest.mark.parametrize("file", ["train/state.json", "dataset_dict.json"])
+def test_names_of_files_elsewhere_are_refused_though_the_manifest_holds(tmp_path, file, name):
+    """Whoever publishes tokens writes their manifest too."""
+    made = tmp_path / "made"
+    save_tokens(tokenize(datasets.DatasetDict(train=dataset_of(make_pixels())), make_processor()), made)
+    with staged_folder(tmp_path / "tokens") as staged:
+        shutil.copytree(made, staged, dirs_exist_ok=True)
+        (staged / "manifest.json").unlink()
+        content = json.loads((staged / file).read_text())
+        if "splits" in content:
+            content["splits"] = ["train", name]
+        else:
+            content["_data_files"][0]["filename"] = name
+        (staged / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{file} must name files beside it, got {name!r}"):
+        load_tokens(tmp_path / "tokens")
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "3", '{"_data_files": 3}', '{"_data_files": [3]}', '{"_data_files": [{}]}', "{"]
+)
+def test_a_record_of_files_that_is_none(tmp_path, content):
+    save_tokens(tokenize(dataset_of(make_pixels()), make_processor()), tmp_path / "made")
+    with staged_folder(tmp_path / "tokens") as staged:
+        shutil.copytree(tmp_path / "made", staged, dirs_exist_ok=True)
+        (staged / "manifest.json").unlink()
+        (staged / "train/state.json").write_text(content)
+    with pytest.raises(ValueError, match="train/state.json"):
+        load_tokens(tmp_path / "tokens")
+
+
+class Payload:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return Path.touch, (self.marker,)
+
+
+def test_a_pickle_in_place_of_tokens_is_not_run(tmp_path):
+    marker = tmp_path / "marker"
+    save_tokens(tokenize(dataset_of(make_pixels()), make_processor()), tmp_path / "made")
+    for pattern in ("*.arrow", "state.json", "dataset_info.json"):
+        with staged_folder(tmp_path / pattern.replace("*", "tokens")) as staged:
+            shutil.copytree(tmp_path / "made", staged, dirs_exist_ok=True)
+            (staged / "manifest.json").unlink()
+            next(staged.rglob(pattern)).write_bytes(pickle.dumps(Payload(marker)))
+        folder = tmp_path / pattern.replace("*", "tokens")
+        with pytest.raises(ValueError, match=re.escape(str(folder))):
+            load_tokens(folder)
+    assert not marker.exists()
 
 
 def test_damaged_rows_are_named_or_counted(tmp_path):

@@ -33,6 +33,7 @@ README_NOT_RUN = {
     "make digits-probes": "trains for minutes",
     "hf-igpt pretrain cifar10-cpu --dataset_name path/to/images --output_dir outputs/mine": "launches a GPU recipe",
     "hf-igpt push_to_hub --model outputs/digits/model --repo_id you/igpt-digits --license apache-2.0": "needs the Hub",
+    "hf-igpt demo --model outputs/digits/model": "a server that ends with Ctrl-C",
 }
 # The commands run as they stand there, but for the size of models and the number of steps.
 SHORTER = {
@@ -124,6 +125,10 @@ def test_commands_options_and_files_named_exist(page, in_root):
     folders = "app|benchmarks|docs|model_cards|recipes|runs|scripts|src|tests"
     for name in re.findall(rf"(?<![\w./-])(?:{folders})/[\w./*-]*\w", prose_of(page)):
         assert (page.parent / name).exists() or list(ROOT.glob(name)), name
+
+
+def test_the_exceptions_are_in_the_readme():
+    assert README_NOT_RUN.keys() <= {block.code.splitlines()[0] for block in blocks_of(tables.README)}
 
 
 def test_what_would_be_found(tmp_path, in_root):

@@ -1,4 +1,7 @@
 import gc
+import io
+import pickle
+import shutil
 import weakref
 
 import datasets
@@ -16,9 +19,14 @@ from hf_igpt.evaluation import feature_store
 from hf_igpt.evaluation.feature_store import FeatureSettings, export_features, prepare_features
 from hf_igpt.evaluation.features import concatenated, extract_features, process_share
 from hf_igpt.evaluation.layers import visit_layers
+from hf_igpt.storage import staged_folder
 
 
 COUNT = 7
+# An array file whose header claims terabytes.
+HUGE = (
+    b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 3), }".ljust(128) + b"\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +262,58 @@ def test_a_damaged_file_is_found_and_made_again(model, tmp_path, caplog):
     path.write_bytes(data)
     np.testing.assert_array_equal(store(tmp_path, model, split)[1], before)
     assert "layer-001.npy" in caplog.text
+
+
+class Payload:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return type(self.marker).touch, (self.marker,)
+
+
+def overwrite(folder, name: str, content) -> None:
+    """Changes a file of a stage, and its manifest with it: damage is found by that, a forger writes both."""
+    with staged_folder(folder, overwrite=True) as staged:
+        shutil.copytree(folder, staged, dirs_exist_ok=True)
+        (staged / "manifest.json").unlink()
+        if isinstance(content, bytes):
+            (staged / name).write_bytes(content)
+        else:
+            np.save(staged / name, content, allow_pickle=True)
+
+
+@pytest.mark.parametrize("kind", ["pickle", "objects", "archive", "terabytes", "other rows", "other width", "float64"])
+def test_stored_features_that_are_none_are_refused_by_name_and_not_unpickled(model, tmp_path, kind):
+    split = split_of(images(model))
+    good = np.array(store(tmp_path / "features", model, split)[1])
+    (folder,) = (tmp_path / "features").iterdir()
+    marker = tmp_path / "marker"
+    objects = np.array([[Payload(marker)] * good.shape[1]] * len(good), dtype=object)
+    np.savez(tmp_path / "archive.npz", good)
+    contents = {
+        "pickle": pickle.dumps(Payload(marker)),
+        "objects": objects,
+        "archive": (tmp_path / "archive.npz").read_bytes(),
+        "terabytes": HUGE,
+        "other rows": good[1:],
+        "other width": good[:, 1:],
+        "float64": good.astype(np.float64),
+    }
+    overwrite(folder, "layer-001.npy", contents[kind])
+    with pytest.raises(ValueError, match=r"layer-001\.npy (is no array|must hold float32)"):
+        store(tmp_path / "features", model, split)
+    assert not marker.exists()
+    np.load(io.BytesIO(_saved(objects)), allow_pickle=True)
+    assert marker.exists(), "the payload works"
+
+
+def _saved(array) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
 
 
 def _shares(folder):

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_igpt.evaluation.knn import knn_predictions
+from hf_igpt.evaluation.knn import knn_predictions, nearest_rows
 
 
 def clusters(count: int, seed: int, classes: int = 4, width: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,3 +124,15 @@ def test_what_is_refused(changes, message):
     options = {"train": train, "labels": torch.arange(20) % 4, "queries": train[:2], "num_classes": 4, "ks": (5,)}
     with pytest.raises(ValueError, match=message):
         knn_predictions(**(options | changes))
+
+
+def test_nearest_rows_are_those_of_the_plain_formula():
+    generator = torch.Generator().manual_seed(0)
+    train, queries = torch.randn(40, 6, generator=generator) + 5, torch.randn(3, 6, generator=generator) + 5
+    mean, scale = train.mean(dim=0), train.std(dim=0, correction=0)
+    scaled = [(features - mean) / scale for features in (train, queries)]
+    expected = torch.nn.functional.cosine_similarity(scaled[1][:, None], scaled[0], dim=-1)
+    similarity, rows = nearest_rows(train, queries, 4)
+    torch.testing.assert_close(similarity, expected.sort(dim=1, descending=True).values[:, :4])
+    torch.testing.assert_close(expected.gather(1, rows), similarity)
+    assert nearest_rows(train, train[7:8], 2)[1][0, 0] == 7

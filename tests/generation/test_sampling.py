@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_models import random_tokens, tiny_causal, tiny_masked
 
-from hf_igpt.completion_igpt import image_seeds
+from hf_igpt.completion_igpt import image_seeds, stream_hidden
 from hf_igpt.generation import complete, inpaint, sample
 
 
@@ -338,3 +338,82 @@ def test_a_next_pixel_model_goes_on_from_any_pixel(model):
 def test_masked_options_of_a_next_pixel_model(model, option):
     with pytest.raises(ValueError, match=next(iter(option))):
         sample(model, 2, **option)
+
+
+# Bit by bit
+
+
+def streamed(model, given, region, count, seed=5, **options) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Everything that a stream yields for `count` drawings of one image."""
+    tokens, hidden = (torch.from_numpy(part).repeat(count, 1) for part in (given, region))
+    stream = stream_hidden(model, tokens, hidden, image_seeds(seed, [0] * count, range(count)), **options)
+    return [(drawn.numpy().copy(), left.numpy().copy()) for drawn, left in stream]
+
+
+@pytest.mark.parametrize("kept", [0, 4, 6, 11])
+def test_a_stream_ends_with_what_is_drawn_at_once(either, kept):
+    given = random_tokens(either.config, 1).numpy()
+    region = (np.arange(12) >= kept)[None]
+    options = {"temperature": 0.9, "top_k": 8}
+    parts = streamed(either, given, region, 3, **options)
+    np.testing.assert_array_equal(parts[-1][0], inpaint(either, given, region, num_samples=3, seed=5, **options)[0])
+    assert (parts[0][1] == region).all() and not parts[-1][1].any()
+    for (before, hidden), (after, still_hidden) in itertools.pairwise(parts):
+        assert still_hidden.sum() < hidden.sum() and not (still_hidden & ~hidden).any()
+        np.testing.assert_array_equal(after[~hidden], before[~hidden])
+
+
+def test_a_stream_of_a_next_pixel_model_goes_row_by_row(model):
+    given = random_tokens(model.config, 1).numpy()
+    left = [hidden.sum(axis=1).tolist() for _, hidden in streamed(model, given, (np.arange(12) >= 2)[None], 2)]
+    assert left == [[10, 10], [8, 8], [4, 4], [0, 0]]
+
+
+def test_a_stream_of_whole_images_is_that_of_sample(either):
+    empty = torch.zeros((4, 12), dtype=torch.long)
+    *_, (drawn, _) = stream_hidden(either, empty, empty == 0, image_seeds(3, range(4), [0] * 4))
+    np.testing.assert_array_equal(drawn.numpy(), sample(either, 4, seed=3))
+
+
+def test_a_stream_of_images_with_different_prefixes(model):
+    given = random_tokens(model.config, 3)
+    region = torch.arange(12) >= torch.tensor([[3], [12], [0]])
+    *_, (drawn, hidden) = stream_hidden(model, given, region, image_seeds(5, range(3), [0] * 3))
+    np.testing.assert_array_equal(drawn.numpy(), inpaint(model, given.numpy(), region.numpy(), seed=5)[:, 0])
+    assert not hidden.any()
+
+
+def test_a_stream_takes_the_steps_of_a_masked_model(masked):
+    given, region = random_tokens(masked.config, 1).numpy(), np.ones((1, 12), dtype=bool)
+    parts = streamed(masked, given, region, 2, num_steps=3, order="confidence")
+    assert len(parts) == 4
+    expected = inpaint(masked, given, region, num_samples=2, seed=5, num_steps=3, order="confidence")
+    np.testing.assert_array_equal(parts[-1][0], expected[0])
+
+
+def test_the_model_runs_only_while_somebody_asks(either, monkeypatch):
+    calls = []
+    forward = type(either).forward
+    monkeypatch.setattr(type(either), "forward", lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs))
+    torch.manual_seed(7)
+    state = torch.get_rng_state()
+    empty = torch.zeros((2, 12), dtype=torch.long)
+    stream = stream_hidden(either, empty, empty == 0, [1, 2])
+    assert not calls
+    next(stream)
+    next(stream)
+    asked = len(calls)
+    assert asked == (4 if either.config.is_causal else 1)
+    assert torch.equal(torch.get_rng_state(), state) and torch.is_grad_enabled()
+    stream.close()
+    assert len(calls) == asked
+
+
+def test_a_stream_refuses_dropout(either):
+    empty = torch.zeros((1, 12), dtype=torch.long)
+    either.train()
+    try:
+        with pytest.raises(ValueError, match="`model` must be in evaluation mode"):
+            stream_hidden(either, empty, empty == 0, [1])
+    finally:
+        either.eval()

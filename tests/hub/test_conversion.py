@@ -1,8 +1,10 @@
 """OpenAI's checkpoints and transformers' ImageGPT become ours, and ours transformers', with equal numbers."""
 
+import io
 import json
 import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +33,12 @@ VALUES, TOKENS = 10, 16
 HUGE = (
     b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 3), }".ljust(128) + b"\n"
 )
+
+
+def _archive(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, array)
+    return file.getvalue()
 
 
 def write_checkpoint(folder: Path, variables: dict[str, np.ndarray], shards: int = 3) -> Path:
@@ -165,6 +173,18 @@ def test_a_cut_file_is_an_error(released, tmp_path, capsys, file, kept):
     assert "can't be read" in message
 
 
+@pytest.mark.parametrize("file", ["data-00000-of-00003", "index"])
+def test_a_pickle_in_place_of_a_file_is_not_run(released, tmp_path, capsys, file):
+    class Payload:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    prefix = copied(released, tmp_path)
+    (tmp_path / f"{prefix.name}.{file}").write_bytes(pickle.dumps(Payload()))
+    assert "can't be read" in refused(prefix, tmp_path, capsys)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_changed_bytes_are_an_error(released, tmp_path, capsys):
     prefix = copied(released, tmp_path)
     path = tmp_path / f"{prefix.name}.data-00001-of-00003"
@@ -203,6 +223,9 @@ def test_other_variables_are_an_error(tmp_path, capsys, change, message):
             b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000, 3), }",
             "is no palette",
         ),
+        (HUGE, "is no palette"),
+        (_archive(np.zeros((10, 3))), "is no palette"),
+        (b"\x80\x04N.", "is no palette"),
         (None, "There is no"),
     ],
 )

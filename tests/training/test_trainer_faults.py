@@ -234,6 +234,17 @@ def test_pickle_in_a_checkpoint_is_not_run(finished_run, tmp_path, name):
     assert marker.exists(), "the payload works"
 
 
+@pytest.mark.parametrize("name", ["training_args.bin", "pytorch_model.bin"])
+def test_pickle_beside_the_files_of_a_checkpoint_is_not_opened(finished_run, tmp_path, name):
+    marker = tmp_path / "marker"
+    with staged_folder(tmp_path / "run" / "checkpoint-6") as staged:
+        shutil.copytree(finished_run / "checkpoint-6", staged, dirs_exist_ok=True)
+        torch.save({"state": Payload(marker)}, staged / name)
+    trainer = make_trainer(tmp_path / "run", max_steps=8)
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 8 and not marker.exists()
+
+
 # Numbers that aren't finite
 
 

@@ -15,41 +15,27 @@ if TYPE_CHECKING:
 
 
 def load_checkpoint(
-    name_or_path: str,
+    name_or_path: str, *, needs_head: bool = True
 ) -> tuple["ImageGPTForCausalImageModeling | ImageGPTForMaskedImageModeling", "IGPTImageProcessor", str]:
     """
     A next-pixel or masked model, whichever was saved, its image processor, and a digest of its weights. A folder with
     a manifest is verified first.
 
-    Raises:
-        ValueError: the folder is damaged, weights are not finite, or palette and model do not fit.
-    """
-    from hf_igpt import IGPTImageProcessor, ImageGPTConfig
-    from hf_igpt.checks_igpt import check_processor
-    from hf_igpt.storage import MANIFEST, verify_folder
-    from hf_igpt.training.objectives import model_class
-    from hf_igpt.weights import check_finite, weights_digest
+    Args:
+        needs_head: whether its predictions are wanted, and not its features alone.
 
-    if (Path(name_or_path) / MANIFEST).is_file():
-        verify_folder(name_or_path)
+    Raises:
+        ValueError: as `load_verified`.
+    """
+    from hf_igpt.training.objectives import model_class
+    from hf_igpt.weights import load_verified, weights_digest
+
     try:
-        head = model_class(ImageGPTConfig.from_pretrained(name_or_path))
+        model, processor = load_verified(name_or_path, model_class, needs_head=needs_head)
     except OSError as error:
         if not Path(name_or_path).is_dir():
             raise ValueError(f"{name_or_path} is no checkpoint folder, and no model on the Hub: {error}") from error
         raise
-    model = head.from_pretrained(name_or_path).eval()
-    check_finite(model, name_or_path)
-    try:
-        processor = IGPTImageProcessor.from_pretrained(name_or_path)
-    except OSError as error:
-        raise ValueError(
-            f"{name_or_path} has no image processor, without whose palette its tokens mean nothing: {error}"
-        ) from error
-    try:
-        check_processor(processor, model.config)
-    except ValueError as error:
-        raise ValueError(f"{name_or_path}: {error}") from error
     return model, processor, weights_digest(model)
 
 

@@ -36,7 +36,8 @@ def _main(argv: list[str] | None) -> None:
     use_cpu_threads(arguments.cpu_threads)
     target = publishing_target(arguments, state.is_main_process)
     name = arguments.model
-    model, processor, digest = load_checkpoint(name)
+    needs_head = not arguments.from_scratch and arguments.generative_loss_weight != 0
+    model, processor, digest = load_checkpoint(name, needs_head=needs_head)
     checkpoint = Checkpoint(name, model, processor, digest, checkpoint_record(name, model, digest))
     finetune(arguments, checkpoint, lambda folder: labelled_tokens(arguments, name, model, processor, folder, state))
     if target is not None and state.is_main_process:

@@ -22,6 +22,7 @@ COMMANDS = {
     "figure": ("draw the paper's figures from results of probes and fine-tuning", False),
     "convert_checkpoint": ("convert OpenAI's checkpoints and transformers' ImageGPT, or ours back", False),
     "push_to_hub": ("publish a checkpoint with results and a card, or tokenized images", False),
+    "demo": ("show a checkpoint in the browser", False),
     "env": ("print what an issue report needs", False),
 }
 

@@ -146,7 +146,7 @@ def _probe(name: str, arguments: ProbeArguments) -> None:
     from hf_igpt.storage import check_writable
 
     state = process_state()
-    model, processor, digest = load_checkpoint(name)
+    model, processor, digest = load_checkpoint(name, needs_head=False)
     defaults = {"mask_rate": PAPER_RATE, "num_masks": ENSEMBLE_MASKS}
     masks = mask_options(arguments, defaults, model.config.is_causal, name)
     folder = Path(arguments.output_dir or beside(name, f"probe-{arguments.solver}-{Path(name).name}"))

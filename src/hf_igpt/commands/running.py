@@ -12,6 +12,7 @@ INTERRUPTED = 130
 _EXTRAS = {
     "accelerate": "train",
     "datasets": "train",
+    "gradio": "demo",
     "matplotlib": "train",
     "sklearn": "train",
     "yaml": "train",
@@ -58,6 +59,24 @@ def use_cpu_threads(threads: int | None) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(threads or max(1, cores // processes))
+
+
+def chosen_device(name: str) -> str:
+    """
+    The device that "auto", "cpu", "cuda" or "mps" stands for on this machine.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return "cuda" if there["cuda"] else "cpu"
+    if not there[name]:
+        found = ", ".join(device for device, is_there in there.items() if is_there)
+        raise ValueError(f"`device` {name!r} is not there: this machine has {found}.")
+    return name
 
 
 def _explanation(error: RuntimeError) -> str | None:

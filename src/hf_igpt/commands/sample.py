@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hf_igpt.arguments import option, parse_arguments
-from hf_igpt.commands.running import run_command, use_cpu_threads
+from hf_igpt.commands.running import chosen_device, run_command, use_cpu_threads
 
 
 @dataclass(kw_only=True)
@@ -63,7 +63,7 @@ def _main(argv: list[str] | None) -> None:
         raise ValueError("`num_samples` and `num_completions` are both 0: there is nothing to draw.")
     if arguments.mask is not None and arguments.rows_kept is not None:
         raise ValueError("`mask` and `rows_kept` both say what is drawn: give one of them.")
-    device = _device(arguments.device)
+    device = chosen_device(arguments.device)
 
     from hf_igpt.commands.checkpoints import beside, load_checkpoint
     from hf_igpt.results import print_results, read_results, write_results
@@ -100,22 +100,6 @@ def _main(argv: list[str] | None) -> None:
                 model_sha256=digest,
             )
     print_results(read_results(folder))
-
-
-def _device(name: str) -> str:
-    """
-    Raises:
-        ValueError: there is no such device.
-    """
-    import torch
-
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return "cuda" if there["cuda"] else "cpu"
-    if not there[name]:
-        found = ", ".join(device for device, is_there in there.items() if is_there)
-        raise ValueError(f"`device` {name!r} is not there: this machine has {found}.")
-    return name
 
 
 def _settings(arguments: SampleArguments, model) -> dict:

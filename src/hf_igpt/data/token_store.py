@@ -127,9 +127,10 @@ def load_tokens(folder: str | os.PathLike) -> "DatasetDict":
     from hf_igpt.storage import verify_folder
 
     verify_folder(folder)
+    _check_names(Path(folder))
     try:
         tokens = load_from_disk(str(folder))
-    except FileNotFoundError as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise ValueError(f"{folder} holds no tokenized data set: {error}") from error
     check_tokens(tokens)
     return tokens
@@ -145,6 +146,24 @@ def token_rows(tokens: "Dataset | np.ndarray", rows: np.ndarray | None = None) -
     chosen = tokens.with_format("arrow")[:] if rows is None else tokens.with_format("arrow")[rows]
     column = chosen.column("input_ids").combine_chunks()
     return column.flatten().to_numpy(zero_copy_only=False).reshape(chosen.num_rows, -1)
+
+
+def _check_names(folder: Path) -> None:
+    """
+    Raises ValueError where a file of `save_to_disk` names one outside: published tokens are written by others, and a
+    manifest covers what is in the folder only.
+    """
+    from hf_igpt.storage import read_json
+
+    for path in (folder / "dataset_dict.json", *folder.glob("*/state.json"), folder / "state.json"):
+        content = read_json(path) if path.is_file() else {}
+        try:
+            names = [*content.get("splits", []), *(entry["filename"] for entry in content.get("_data_files", []))]
+            wrong = [name for name in names if name in ("", "..") or name != Path(name).name]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no record of `save_to_disk`: {error}.") from error
+        if wrong:
+            raise ValueError(f"{path} must name files beside it, got {wrong[0]!r}.")
 
 
 def _processor_settings(processor: Any) -> dict[str, Any]:

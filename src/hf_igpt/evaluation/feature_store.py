@@ -117,7 +117,24 @@ def prepare_features(
     state.wait_for_everyone()
     if not done:
         _compute(final, model, tokens, settings, state, made_from, mask, batch_size, progress)
-    return [np.load(path, mmap_mode="r", allow_pickle=False) for path in layer_files(final)]
+    shape = (len(tokens), model.config.hidden_size)
+    return [_read_layer(path, shape) for path in layer_files(final)]
+
+
+def _read_layer(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        # Mapped, it takes no memory for what a header promises. It never unpickles.
+        features = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} is no array of features: {error}. Remove its folder to compute them anew."
+        ) from error
+    if features.dtype != np.float32 or features.shape != shape:
+        raise ValueError(
+            f"{path} must hold float32 of shape {shape}, got {features.dtype} of {features.shape}. Remove its folder "
+            "to compute them anew."
+        )
+    return features
 
 
 def layer_files(folder: str | os.PathLike) -> list[Path]:

@@ -60,6 +60,23 @@ def knn_predictions(
     return predictions
 
 
+def nearest_rows(
+    train: "Tensor", queries: "Tensor", count: int, standardize: bool = True
+) -> tuple["Tensor", "Tensor"]:
+    """
+    The nearest training images of each query by cosine similarity, nearest first; of equally near ones the lower rows.
+
+    Args:
+        train, queries, standardize: as for `knn_predictions`.
+        count: how many, at most the number of training images.
+
+    Returns:
+        Similarities and rows, both of shape (queries, count).
+    """
+    train, queries = _directions(train.float(), queries.float(), standardize)
+    return _nearest(queries @ train.T, count)
+
+
 def _directions(train: "Tensor", queries: "Tensor", standardize: bool) -> tuple["Tensor", "Tensor"]:
     """Features of length 1."""
     import torch

@@ -15,6 +15,7 @@ from hf_igpt.native_igpt import SHARED_FIELDS, TRANSPOSED
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from hf_igpt.configuration_igpt import ImageGPTConfig
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
     from hf_igpt.modeling_igpt import ImageGPTPreTrainedModel
 
@@ -177,29 +178,28 @@ def native_processor_config(processor: "IGPTImageProcessor") -> dict[str, Any]:
 
 
 def _load(source: str) -> "tuple[ImageGPTPreTrainedModel, IGPTImageProcessor, str]":
-    from transformers import PreTrainedConfig
-
-    import hf_igpt
-    from hf_igpt import IGPTImageProcessor, ImageGPTConfig
-    from hf_igpt.training.objectives import model_class
+    from hf_igpt import ImageGPTConfig
+    from hf_igpt.weights import load_verified
 
     try:
-        saved, _ = PreTrainedConfig.get_config_dict(source)
+        saved, _ = ImageGPTConfig.get_config_dict(source)
+        model, processor = load_verified(source, _saved_class)
     except OSError as error:
         raise ValueError(
             f"{source} is neither a TensorFlow checkpoint (there is no {source}.index), nor a folder or Hub name with "
-            f"a config: {error}"
+            f"a config and weights: {error}"
         ) from error
-    if saved.get("model_type") not in TARGETS:
-        raise ValueError(f"{source} must be of model_type igpt or imagegpt, got {saved.get('model_type')!r}.")
-    architecture = (saved.get("architectures") or [None])[0]
-    head = getattr(hf_igpt, architecture or "", None) or model_class(ImageGPTConfig.from_pretrained(source))
-    model = head.from_pretrained(source)
-    try:
-        processor = IGPTImageProcessor.from_pretrained(source)
-    except OSError as error:
-        raise ValueError(f"{source} has no image processor, without which its tokens mean nothing: {error}") from error
-    return model, processor, saved["model_type"]
+    return model, processor, saved.get("model_type", "igpt")
+
+
+def _saved_class(config: "ImageGPTConfig") -> "type[ImageGPTPreTrainedModel]":
+    """Files of transformers' ImageGPT may not name theirs: they are next-pixel models then."""
+    import hf_igpt
+    from hf_igpt.hub.card_facts import HEADS
+    from hf_igpt.training.objectives import model_class
+
+    head = next((name for name in config.architectures or () if name in HEADS), None)
+    return getattr(hf_igpt, head) if head else model_class(config)
 
 
 def _check_expressible(model: "ImageGPTPreTrainedModel") -> None:

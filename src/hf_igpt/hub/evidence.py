@@ -105,6 +105,23 @@ def gather(model: Path, digest: str, named: Sequence[str | os.PathLike] = ()) ->
     return found
 
 
+def published(repository: str, digest: str) -> list[Result]:
+    """
+    The results about a checkpoint that lie in its repository on the Hub.
+
+    Raises:
+        ValueError: results are damaged.
+        OSError: the repository can't be read.
+    """
+    from huggingface_hub import snapshot_download
+
+    from hf_igpt.hub.card_facts import RESULTS_FOLDER
+
+    folder = Path(snapshot_download(repository, allow_patterns=[f"{RESULTS_FOLDER}/*.json"]))
+    found = [_of_interest(path) for path in sorted((folder / RESULTS_FOLDER).glob("*.json"))]
+    return [result for result in found if result is not None and digest in result.digests]
+
+
 def _beside(model: Path) -> Iterable[Path]:
     """Folders that may hold results about a checkpoint: itself, its run, and the run's own folders."""
     run = model.parent

@@ -80,13 +80,14 @@ def read_centers(path: str | os.PathLike) -> np.ndarray:
     if not Path(path).is_file():
         raise ValueError(f"There is no {path}: give the released {CENTERS} as `--palette`.")
     try:
-        centers = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Mapped, it takes no memory for what a header promises. It never unpickles.
+        centers = np.lib.format.open_memmap(path, mode="r")
         if centers.ndim != 2 or centers.shape[1] != 3 or centers.dtype.kind != "f":
             raise ValueError(f"it must hold floats of shape (colours, 3), got {centers.dtype} of {centers.shape}")
         centers = np.asarray(centers, dtype=np.float64)
         if not (np.abs(centers) <= 1).all():
             raise ValueError("its values must be from -1 to 1")
-    except (ValueError, OSError, EOFError) as error:
+    except (EOFError, OSError, OverflowError, ValueError) as error:
         raise ValueError(f"{path} is no palette of openai/image-gpt: {error}") from error
     return 127.5 * (centers + 1)
 

@@ -16,6 +16,7 @@ from hf_igpt.storage import sha256, write_json
 
 
 if TYPE_CHECKING:
+    from hf_igpt.configuration_igpt import ImageGPTConfig
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
     from hf_igpt.modeling_igpt import ImageGPTPreTrainedModel
 
@@ -163,28 +164,23 @@ def load_any_head(model: str | os.PathLike) -> "tuple[ImageGPTPreTrainedModel, I
     The model that a folder was saved from, with its image processor. The folder's own code is not run.
 
     Raises:
-        ValueError: the folder is damaged, isn't of this package, or its weights are not finite.
+        ValueError: the folder isn't of this package, or as `load_verified`.
     """
     import hf_igpt
-    from hf_igpt import IGPTImageProcessor, ImageGPTConfig
-    from hf_igpt.storage import MANIFEST, verify_folder
-    from hf_igpt.weights import check_finite
+    from hf_igpt.weights import load_verified
 
-    path = Path(model)
-    if not (path / "config.json").is_file():
+    if not (Path(model) / "config.json").is_file():
         raise ValueError(f"{model} is no checkpoint folder: it has no config.json.")
-    if (path / MANIFEST).is_file():
-        verify_folder(path)
-    config = ImageGPTConfig.from_pretrained(path)
-    head = next(iter(config.architectures or ()), None)
-    if head not in HEADS:
-        raise ValueError(f"`architectures` in {model}/config.json must name one of {', '.join(HEADS)}, got {head!r}.")
-    loaded = getattr(hf_igpt, head).from_pretrained(path).eval()
-    check_finite(loaded, str(model))
-    try:
-        return loaded, IGPTImageProcessor.from_pretrained(path)
-    except OSError as error:
-        raise ValueError(f"{model} has no image processor, without which its tokens mean nothing: {error}") from error
+
+    def saved_class(config: "ImageGPTConfig") -> "type[ImageGPTPreTrainedModel]":
+        head = next(iter(config.architectures or ()), None)
+        if head not in HEADS:
+            raise ValueError(
+                f"`architectures` in {model}/config.json must name one of {', '.join(HEADS)}, got {head!r}."
+            )
+        return getattr(hf_igpt, head)
+
+    return load_verified(model, saved_class)
 
 
 def _with_unique_names(results: list[Result]) -> list[Result]:

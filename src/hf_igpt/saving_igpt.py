@@ -1,0 +1,63 @@
+"""Saving over what is there, so that a process that is killed leaves the old or the new, and never a mixture."""
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+_CONFIG = "config.json"
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+MODEL_FILES = re.compile(rf"{re.escape(_CONFIG)}|{_WEIGHTS.pattern}")
+
+
+def save_over(save: Callable[[str | os.PathLike], Any], folder: str | os.PathLike, replaced: re.Pattern) -> None:
+    """
+    Calls `save` with `folder` or, where that has files to be replaced, with a hidden folder inside it, whose files are
+    then moved over the old ones.
+
+    A config and its weights can't be replaced in one step. The old config goes first and the new one comes last: what
+    a kill leaves in between is no model, and the new one is whole in the hidden folder.
+
+    Args:
+        save: writes files into the folder that it is given.
+        folder: where they belong.
+        replaced: names of files that must not be written in place.
+    """
+    final = Path(folder).absolute()
+    if not final.is_dir() or not any(replaced.fullmatch(path.name) for path in final.iterdir()) or _is_one_of_many():
+        save(folder)
+        return
+    root = final / ".partial-save"
+    shutil.rmtree(root, ignore_errors=True)
+    # The same name again: transformers names a repository after it.
+    staged = root / final.name
+    staged.mkdir(parents=True)
+    try:
+        save(str(staged))
+        _move(staged, final)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _is_one_of_many() -> bool:
+    from torch import distributed
+
+    # Several processes write into one folder together; Trainer gives them a new one.
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def _move(staged: Path, final: Path) -> None:
+    names = sorted((path.name for path in staged.iterdir()), key=lambda name: name == _CONFIG)
+    if _CONFIG in names and any(_WEIGHTS.fullmatch(name) for name in names):
+        (final / _CONFIG).unlink(missing_ok=True)
+        # One file of weights is read before shards, so that an old one must not stay beside new shards.
+        for path in [path for path in final.iterdir() if _WEIGHTS.fullmatch(path.name) and path.name not in names]:
+            path.unlink()
+    for name in names:
+        os.replace(staged / name, final / name)
+
+
+__all__ = ["MODEL_FILES", "save_over"]
