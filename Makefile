@@ -17,6 +17,11 @@ test: $(VENV)/installed
 	$(BIN)/typos
 	$(BIN)/python -m pytest
 
+# The documentation as a site, in outputs/site. Every warning is an error.
+docs: $(VENV)/installed
+	$(BIN)/python docs/tables.py
+	$(BIN)/sphinx-build -W --keep-going --fresh-env docs outputs/site
+
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -26,4 +31,4 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[dev]"
 	touch $@
 
-.PHONY: digits digits-probes test format
+.PHONY: digits digits-probes test docs format

@@ -1,19 +1,29 @@
-"""Renders the README's tables from the JSON files in docs/results.
+"""Renders tables and figures of the README and of the pages in docs from docs/results and from the commands' options.
 
     python docs/tables.py
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; a test checks that the README holds what this renders.
+What is rendered stands between `<!-- NAME -->` and `<!-- /NAME -->`; a test checks that the pages hold what this
+renders.
 """
 
+import dataclasses
+import importlib
+import os
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hf_igpt.arguments import SHIPPED_RECIPES, shipped_recipes
+from hf_igpt.commands.main import COMMANDS
 from hf_igpt.results import read_results
 from hf_igpt.training.throughput import training_seconds
 
 
 ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RECIPE_HEADER = ("Paper row", "Command", "Cost", "Expected")
 RESULTS = ROOT / "docs" / "results"
 RUNS = ("digits", "digits-masked", "cifar10-cpu", "cifar10-masked-cpu")
 PROBES = (
@@ -170,23 +180,143 @@ def _row(work: str, figure: str, results: dict[str, Any]) -> str:
     return f"| {work} | {figure} | [{script}.py](benchmarks/{script}.py), [JSON](docs/results/{json_name}) |"
 
 
-def render(text: str) -> str:
-    """The README with its tables filled in."""
-    tables = {
-        "results": results_table(),
-        "decoding-steps": decoding_table(),
-        "probes": probes_table(),
-        "benchmarks": benchmarks_table(),
-    }
-    for name, table in tables.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text, count = pattern.subn(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)
-        if count != 1:
-            raise ValueError(f"README.md must have one table marked {name!r}, got {count}.")
-    return text
+def probe_accuracy(name: str, what: str) -> str:
+    """Test accuracy of a run's best layer ("best"), or of its pixels ("pixels")."""
+    return _percent(read_results(RESULTS / f"{name}-probe.json")["metrics"][what]["test_accuracy"])
+
+
+def training_minutes(name: str) -> str:
+    """How long a run trained."""
+    run = read_results(RESULTS / f"{name}.json")
+    return f"{training_seconds(run['log_history'], run['arguments']['total_batch_size']) / 60:.1f} minutes"
+
+
+def test_nats(name: str) -> str:
+    """Nats per token of a run's test images."""
+    return f"{read_results(RESULTS / f'{name}-test.json')['metrics']['nats_per_token']:.3f}"
+
+
+def palette_psnr() -> str:
+    """Of the palette of CIFAR-10."""
+    return f"{read_results(RESULTS / 'cifar10-palette.json')['metrics']['psnr_db']:.1f} dB"
+
+
+def arguments_class(command: str) -> type:
+    """The dataclass of a command's options."""
+    module = importlib.import_module(f"hf_igpt.commands.{command}")
+    if command in ("pretrain", "finetune"):
+        return getattr(module, f"{command.capitalize()}Arguments")
+    own = [kind for kind in vars(module).values() if getattr(kind, "__module__", None) == module.__name__]
+    (found,) = [kind for kind in own if dataclasses.is_dataclass(kind)]
+    return found
+
+
+def options_table(command: str) -> str:
+    """Every option of a command."""
+    rows = ["| option | default | meaning |", "|---|---|---|"]
+    for field in dataclasses.fields(arguments_class(command)):
+        is_made = field.default is dataclasses.MISSING
+        default = _shown(field.default_factory() if is_made else field.default)
+        choices = ", ".join(f"`{choice}`" for choice in field.metadata["choices"] or ())
+        meaning = f"{field.metadata['help']}: {choices}" if choices else field.metadata["help"]
+        rows.append(f"| `--{field.name}` | {default} | {meaning} |")
+    return "\n".join(rows)
+
+
+def commands_text() -> str:
+    """Every command, and every option of it."""
+    parts = []
+    for command, (what, is_launched) in COMMANDS.items():
+        if command != "env":
+            where = " It runs on several devices." if is_launched else ""
+            parts.append(f"## {command}\n\n`hf-igpt {command}`: {what}.{where}\n\n{options_table(command)}")
+    return "\n\n".join(parts)
+
+
+def _shown(default: Any) -> str:
+    if default is None or default == []:
+        return ""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return f"`{' '.join(map(str, default)) if isinstance(default, list) else default}`"
+
+
+def recipe_header(name: str) -> dict[str, str]:
+    """The comment lines in front of a shipped recipe, by their first words: "Paper row", "Command" and so on."""
+    lines = []
+    for line in (SHIPPED_RECIPES / f"{name}.yaml").read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    before, *parts = re.split(rf"(?:^|\s)({'|'.join(RECIPE_HEADER)}): ", " ".join(lines))
+    if before:
+        raise ValueError(f"Recipe {name} must begin with {RECIPE_HEADER[0]!r}, got {before!r}.")
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def recipes_table() -> str:
+    """The rows of the paper and of others that the recipes are, and what was found."""
+    rows = ["| recipe | row | cost | found |", "|---|---|---|---|"]
+    for name in shipped_recipes():
+        header = recipe_header(name)
+        cells = (header[key].rstrip(".") for key in ("Paper row", "Cost", "Expected"))
+        rows.append(f"| [{name}](recipes/{name}.yaml) | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+# What the README must have, and all that may stand between markers.
+README_TABLES: dict[str, Callable[[], str]] = {
+    "results": results_table,
+    "decoding-steps": decoding_table,
+    "probes": probes_table,
+    "benchmarks": benchmarks_table,
+}
+MARKED: dict[str, Callable[[], str]] = {
+    **README_TABLES,
+    "recipes": recipes_table,
+    "digits-best-layer": partial(probe_accuracy, "digits", "best"),
+    "digits-pixels": partial(probe_accuracy, "digits", "pixels"),
+    "cifar10-cpu-best-layer": partial(probe_accuracy, "cifar10-cpu", "best"),
+    "cifar10-cpu-pixels": partial(probe_accuracy, "cifar10-cpu", "pixels"),
+    "digits-minutes": partial(training_minutes, "digits"),
+    "digits-nats": partial(test_nats, "digits"),
+    "cifar10-cpu-minutes": partial(training_minutes, "cifar10-cpu"),
+    "cifar10-palette-psnr": palette_psnr,
+    "commands": commands_text,
+}
+MARKER = re.compile(r"<!-- (?P<name>[a-z][\w-]*) -->(?P<newline>\n?).*?<!-- /(?P=name) -->", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """The README, and every page of the documentation."""
+    return [README, *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def render(text: str, page: Path = README) -> str:
+    """
+    A page with everything that is marked filled in, links as seen from the page's folder.
+
+    Raises:
+        ValueError: the README lacks a table or has it twice.
+    """
+    names = [match["name"] for match in MARKER.finditer(text)]
+    if page == README:
+        for name in README_TABLES:
+            if names.count(name) != 1:
+                raise ValueError(f"README.md must have one table marked {name!r}, got {names.count(name)}.")
+
+    def fill(match: re.Match) -> str:
+        name, newline = match["name"], match["newline"]
+        content = re.sub(r"\]\(([\w./-]+)\)", link, MARKED[name]()) if name in MARKED else None
+        return match[0] if content is None else f"<!-- {name} -->{newline}{content}{newline}<!-- /{name} -->"
+
+    def link(match: re.Match) -> str:
+        return f"]({os.path.relpath(ROOT / match[1], page.parent)})"
+
+    return MARKER.sub(fill, text)
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(render(path.read_text()))
-    print(f"{path.name} rendered")
+    for path in pages():
+        path.write_text(render(path.read_text(), path))
+        print(f"{path.relative_to(ROOT)} rendered")

@@ -9,6 +9,7 @@ import random  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from command_runs import run  # noqa: E402, F401  # a fixture
 
 from hf_igpt import functional_igpt  # noqa: E402
 

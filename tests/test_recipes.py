@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from docs_scripts import tables
 
 import hf_igpt
 from hf_igpt.arguments import SHIPPED_RECIPES, load_recipe, parse_arguments, shipped_recipes
@@ -18,23 +19,10 @@ ROOT = Path(__file__).parents[1]
 FINETUNING = [name for name in shipped_recipes() if name.endswith("-finetune")]
 PROBING = [name for name in shipped_recipes() if name.endswith("-probe")]
 NAMES = [name for name in shipped_recipes() if name not in (*FINETUNING, *PROBING)]
-HEADER = ("Paper row", "Command", "Cost", "Expected")
 
 
 def arguments_of(name: str) -> PretrainArguments:
     return parse_arguments(PretrainArguments, "", [name])
-
-
-def header_of(name: str) -> dict[str, str]:
-    """The comment lines in front, by their first words."""
-    lines = []
-    for line in (SHIPPED_RECIPES / f"{name}.yaml").read_text().splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#").strip())
-    parts = re.split(rf"(?:^|\s)({'|'.join(HEADER)}): ", " ".join(lines))
-    assert parts[0] == ""
-    return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def test_which_recipes_there_are():
@@ -55,8 +43,8 @@ def test_a_recipe_is_taken_by_name_and_by_path(name):
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_the_header_says_what_to_know(name):
-    header = header_of(name)
-    assert tuple(header) == HEADER and all(header.values())
+    header = tables.recipe_header(name)
+    assert tuple(header) == tables.RECIPE_HEADER and all(header.values())
     command = "finetune" if name in FINETUNING else "probe" if name in PROBING else "pretrain"
     assert re.search(rf"\b{command} {name}\b", header["Command"])
 
@@ -97,7 +85,7 @@ def test_the_model_and_its_cost(name):
     assert config.is_causal != name.endswith(("masked", "masked-cpu"))
     parameters = model.num_parameters()
     assert config.num_values == arguments.num_colors and config.grid == (size["height"], size["width"])
-    cost = header_of(name).get("Cost", "")
+    cost = tables.recipe_header(name).get("Cost", "")
     if stated := re.search(r"([\d.]+)([MB]) parameters", cost):
         assert parameters / {"M": 1e6, "B": 1e9}[stated[2]] == pytest.approx(float(stated[1]), rel=0.02)
     if stated := re.search(r"([\d.]+) GFLOP an image", cost):

@@ -1,3 +1,5 @@
+"""Commands in processes of their own, for the tests of commands and of what the documentation says about them."""
+
 import json
 import os
 import socket
@@ -86,7 +88,7 @@ def run(tmp_path_factory):
     with (
         open(folder / "harness.err", "wb") as errors,
         subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("command_harness.py"))],
+            [sys.executable, str(Path(__file__).parent / "commands" / "command_harness.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
