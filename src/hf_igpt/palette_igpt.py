@@ -32,11 +32,8 @@ def as_palette(palette: Any) -> np.ndarray:
     Raises:
         ValueError: if shape, number type, count or range is wrong. Nothing is rounded or clipped.
     """
-    # First, because making an array of a list with millions of rows takes seconds.
-    if isinstance(palette, list | tuple) and len(palette) > MAX_COLORS:
-        _check_count(len(palette))
     array = _as_rows(palette, "palette")
-    _check_count(len(array))
+    _check_count(len(array), "palette")
     _check_range(array, "palette", 0.0, 255.0, "RGB values in 0...255")
     return array
 
@@ -57,12 +54,15 @@ def palette_hash(palette: Any) -> str:
     return hashlib.sha256(as_palette(palette).astype("<f8").tobytes()).hexdigest()[:16]
 
 
-def _check_count(count: int) -> None:
+def _check_count(count: int, name: str) -> None:
     if not MIN_COLORS <= count <= MAX_COLORS:
-        raise ValueError(f"`palette` must have {MIN_COLORS} to {MAX_COLORS} colours, got {count}.")
+        raise ValueError(f"`{name}` must have {MIN_COLORS} to {MAX_COLORS} colours, got {count}.")
 
 
 def _as_rows(values: Any, name: str) -> np.ndarray:
+    # First, because making an array of a list with millions of rows takes seconds.
+    if isinstance(values, list | tuple) and len(values) > MAX_COLORS:
+        _check_count(len(values), name)
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = (values.double() if values.is_floating_point() else values).numpy()
