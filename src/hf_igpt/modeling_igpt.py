@@ -269,9 +269,15 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
             saved = config.to_dict() if isinstance(config, ImageGPTConfig) else {}
         tensors = cls._check_files(pretrained_model_name_or_path, saved, kwargs) if saved else {}
         load = cls._from_native if saved.get("model_type") == "imagegpt" else super().from_pretrained
-        model, info = load(
-            pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
-        )
+        try:
+            model, info = load(
+                pretrained_model_name_or_path, *model_args, config=config, output_loading_info=True, **kwargs
+            )
+        except ValueError as error:
+            # A head that refuses its config doesn't know where that is from.
+            if type(error) is not ValueError or str(pretrained_model_name_or_path) in str(error):
+                raise
+            raise ValueError(f"{pretrained_model_name_or_path}: {error}") from error
         refuse_unread(pretrained_model_name_or_path, info["missing_keys"], tensors)
         return (model, info) if output_loading_info else model
 

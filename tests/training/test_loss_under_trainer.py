@@ -1,5 +1,6 @@
 """transformers' own Trainer on our models: no loss and no gradient depends on how a step is split."""
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -166,6 +167,14 @@ def train_in_process(rank: int, port: int, folder: str) -> None:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    train_heads(rank, folder)
+    # Trainers that outlive the group would wait for each other's connections, now and then forever.
+    gc.collect()
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def train_heads(rank: int, folder: str) -> None:
     for head in HEADS:
         eval_loss = make_trainer(head, folder, 2, 2, count=20).evaluate()["eval_loss"]
         trainer = make_trainer(head, folder, 2, 2, count=20)
@@ -175,7 +184,6 @@ def train_in_process(rank: int, port: int, folder: str) -> None:
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         state = {name: p.detach() for name, p in trainer.model.named_parameters()}
         torch.save((losses, state, eval_loss), Path(folder) / f"{head}_{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_two_processes_equal_one_in_loss_and_final_weights(tmp_path):
