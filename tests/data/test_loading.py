@@ -5,12 +5,13 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, debug_launcher, skip_first_batches
-from accelerate.state import AcceleratorState, PartialState
+from accelerate import Accelerator, skip_first_batches
+from accelerate.state import PartialState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_samples import HEIGHT, WIDTH, dataset_of, make_pixels, make_processor
 from torch.utils.data import DataLoader
+from two_processes import on_two_processes
 
 from hf_igpt.data.augmentation import augmented_positions, random_resized_crop
 from hf_igpt.data.loading import EpochSampler, ImageTokenDataset, MaskedTokenCollator, TokenCollator, TokenDataset
@@ -174,7 +175,6 @@ def test_a_resumed_epoch_goes_on_where_it_was(workers, epoch):
 
 
 def run_as_one_of_two(folder):
-    AcceleratorState._reset_state(reset_partial_state=True)  # a fork inherits that of the test process
     state = PartialState(cpu=True)
     assert state.num_processes == 2
     result = {
@@ -186,7 +186,7 @@ def run_as_one_of_two(folder):
 
 
 def test_two_processes_share_the_batches_of_one(tmp_path):
-    debug_launcher(run_as_one_of_two, args=(str(tmp_path),), num_processes=2)
+    on_two_processes(run_as_one_of_two, str(tmp_path))
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     alone = batches(per_device=2)
 

@@ -8,10 +8,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate import PartialState, debug_launcher
+from accelerate import PartialState
 from native_models import native_model
 from reference_igpt import causal_hidden, masked_hidden
 from tiny_models import random_tokens, randomize_, tiny_causal, tiny_config, tiny_masked, with_start
+from two_processes import on_two_processes
 
 from hf_igpt import ImageGPTForImageClassification
 from hf_igpt.data.masking import Masking
@@ -317,8 +318,6 @@ def _saved(array) -> bytes:
 
 
 def _shares(folder):
-    # A fork of a process that accelerate took for the only one.
-    PartialState._reset_state()
     state = PartialState(cpu=True)
     assert state.num_processes == 2
     model = tiny_causal()
@@ -326,7 +325,7 @@ def _shares(folder):
 
 
 def test_two_processes_write_what_one_writes(model, tmp_path):
-    debug_launcher(_shares, (tmp_path,), num_processes=2)
+    on_two_processes(_shares, tmp_path)
     (folder,) = tmp_path.iterdir()
     for layer, wanted in enumerate(extract_features(model, images(model))):
         np.testing.assert_allclose(np.load(folder / f"layer-{layer:03d}.npy"), wanted, atol=1e-6)

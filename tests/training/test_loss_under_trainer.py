@@ -1,16 +1,13 @@
 """transformers' own Trainer on our models: no loss and no gradient depends on how a step is split."""
 
-import gc
-import os
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
 from tiny_models import random_tokens, randomize_, tiny_config
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from two_processes import on_two_processes
 
 from hf_igpt import ImageGPTForCausalImageModeling, ImageGPTForImageClassification, ImageGPTForMaskedImageModeling
 from hf_igpt.data.masking import Masking
@@ -150,45 +147,20 @@ def test_compute_metrics_gets_the_logits_of_every_image(tmp_path):
     assert seen["classifier"].label_ids.shape == (IMAGES,)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def train_in_process(rank: int, port: int, folder: str) -> None:
-    """One of two processes: accelerate reads the environment as it does under torchrun."""
-    torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    train_heads(rank, folder)
-    # Trainers that outlive the group would wait for each other's connections, now and then forever.
-    gc.collect()
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def train_heads(rank: int, folder: str) -> None:
+def train_heads(folder: str) -> None:
     for head in HEADS:
         eval_loss = make_trainer(head, folder, 2, 2, count=20).evaluate()["eval_loss"]
         trainer = make_trainer(head, folder, 2, 2, count=20)
         trainer.train()
-        assert torch.distributed.get_world_size() == trainer.args.world_size == 2
-        assert torch.distributed.get_backend() == "gloo"
+        assert trainer.args.world_size == 2
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         state = {name: p.detach() for name, p in trainer.model.named_parameters()}
-        torch.save((losses, state, eval_loss), Path(folder) / f"{head}_{rank}.pt")
+        torch.save((losses, state, eval_loss), Path(folder) / f"{head}_{trainer.args.process_index}.pt")
 
 
 def test_two_processes_equal_one_in_loss_and_final_weights(tmp_path):
     """20 images in steps of 8: the last step has one batch of 2 for each process, and half the accumulation."""
-    torch.multiprocessing.spawn(train_in_process, args=(free_port(), str(tmp_path)), nprocs=2)
+    on_two_processes(train_heads, str(tmp_path))
     for head in HEADS:
         expected_losses, _, expected_weights = train(head, tmp_path, 8, 1, count=20)
         expected_eval_loss = make_trainer(head, tmp_path, 20, 1, count=20).evaluate()["eval_loss"]
