@@ -87,6 +87,14 @@ def benchmarks_table() -> str:
     rows.append(
         _row("sampling 16 images of 1024 tokens, 8 x 256", _times(sampling["metrics"]["times_faster"]), sampling)
     )
+    features, probes = (read_results(RESULTS / f"benchmark-{name}.json") for name in ("features", "probes"))
+    found = features["metrics"]
+    work = "features of all layers, 12 x 512, 1024 tokens"
+    rows.append(_row(f"{work}, against {found['fastest_native']}", _times(found["times_faster"]), features))
+    rows.append(_row("their peak memory above the model", f"{found['peak_megabytes']['ours']:.0f} MB", features))
+    for kind, comparison in probes["metrics"]["comparisons"].items():
+        what = f"probes of {probes['metrics']['features'][0]} layers, {kind}, against scikit-learn's one by one"
+        rows.append(_row(what, _times(comparison["times_faster"]), probes))
     palette = read_results(RESULTS / "cifar10-palette.json")
     fitted, pixels = palette["metrics"], palette["metrics"]["num_pixels"] / 1e6
     machine, peaks = step["hardware"], step["metrics"]["machine"]

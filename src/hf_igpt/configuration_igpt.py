@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-from .config_files_igpt import named_errors, refuse_deep, refuse_large
+from .config_files_igpt import named_errors, refuse_foreign_fields, refuse_large
 from .native_igpt import native_config_to_igpt
 from .saving_igpt import save_over
 
@@ -47,22 +47,6 @@ MAX_LABELS = 1 << 17
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# Attention that is part of torch. Any other is a package or, with a slash, a kernel that is fetched and run: whoever
-# loads a model may ask for that, the file may not.
-_OWN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
-_ATTENTION_FIELDS = ("attn_implementation", "_attn_implementation", "_attn_implementation_internal")
-# What transformers reads from a config file to take other files, classes or blocks than this package's.
-_FOREIGN_FIELDS = (
-    "distributed_config",
-    "experts_implementation",
-    "_experts_implementation",
-    "_experts_implementation_internal",
-    "fusion_config",
-    "mlp_layer_types",
-    "mtp_layer_types",
-    "per_layer_config",
-    "transformers_weights",
-)
 # Names of the class that a config may give a value all the same.
 _SETTABLE = (
     "_attn_implementation",
@@ -205,7 +189,7 @@ class ImageGPTConfig(PreTrainedConfig):
         """
         # The Auto classes pass the checkpoint's name.
         with named_errors(kwargs.get("name_or_path")):
-            _refuse_foreign_fields(config_dict)
+            refuse_foreign_fields(config_dict)
             model_type = config_dict.get("model_type", cls.model_type)
             if model_type == "imagegpt":
                 config_dict = native_config_to_igpt(config_dict)
@@ -481,22 +465,6 @@ _FLOAT_RANGES = {
     "resid_pdrop": (0.0, 1.0),
     "attn_pdrop": (0.0, 1.0),
 }
-
-
-def _refuse_foreign_fields(config_dict: dict[str, Any]) -> None:
-    """Raises ValueError for fields of a file that would make loading take code, classes or files not its own."""
-    for name, value in config_dict.items():
-        if name in _ATTENTION_FIELDS and not (isinstance(value, str | None) and value in _OWN_ATTENTION):
-            raise ValueError(
-                f"`{name}` in a config file must be one of {', '.join(map(str, _OWN_ATTENTION[1:]))}, got {value!r}: "
-                "others are code from elsewhere. Remove the field; to use them, pass `attn_implementation` when you "
-                "load the model."
-            )
-        if name in _FOREIGN_FIELDS and value is not None:
-            raise ValueError(
-                f"`{name}` must not be in the config file of an Image GPT, got {value!r:.100}. Remove it."
-            )
-        refuse_deep(name, value)
 
 
 def _is_overridden(cls: type[ImageGPTConfig], name: str, overrides: dict[str, Any]) -> bool:
