@@ -69,7 +69,7 @@ def explain_or_wait(error: Exception, wait: float | None, repo_id: str | None = 
         raise error
     response = getattr(cause, "response", None)
     status = None if response is None else response.status_code
-    text = " ".join(redact(str(cause) or type(cause).__name__).split())
+    text = " ".join(redact(str(cause) or type(cause).__name__).split()).rstrip(".")
     if status == _CONFLICT and repo_id is not None:
         raise PublishingError(
             f"Somebody else pushed to {repo_id} meanwhile. Nothing was overwritten. Look at what is there now, then "

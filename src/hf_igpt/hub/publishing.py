@@ -91,7 +91,6 @@ def publish(folder: Path, target: Target, message: str) -> Published:
     local = {name: _fingerprint(path) for name, path in files.items()}
     url = _ensure_repository(api, target)
     commit, is_new = _commit(api, target, files, local, message)
-    _check_arrived(api, target, commit, local)
     logger.info("%s holds all %d files at commit %s.", url, len(files), commit)
     return Published(url, commit, is_new, {name: each["sha256"] for name, each in local.items()})
 
@@ -145,9 +144,11 @@ def _commit(
         _check_known(target, head, remote)
         try:
             commit = _send(api, target, files, stale, head, message)
-            return commit, commit != before
         except Exception as error:
             explain_or_wait(error, wait, target.repo_id)
+        else:
+            _check_arrived(api, target, commit, local)
+            return commit, commit != before
     raise AssertionError("the last wait is None, which raises")
 
 
