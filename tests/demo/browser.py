@@ -67,7 +67,14 @@ def running_demo(folder: Path, *arguments: str) -> Iterator[Demo]:
     with (
         open(log, "wb") as errors,
         subprocess.Popen(
-            command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
+            command,
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            # Tests that a script runs in the background have Ctrl-C ignored, and so would their children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as process,
     ):
         try:
