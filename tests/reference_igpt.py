@@ -29,19 +29,24 @@ def attend(query, keys, values):
     return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
-def attention(x, weights, name, num_heads, causal):
-    """x (T, C). A causal position sees itself and those before it, any other sees all [92-125]."""
+def attention(x, weights, name, num_heads, causal, window=None):
+    """
+    x (T, C). A causal position sees itself and those before it, any other sees all [92-125]. Of these a window leaves
+    the last `window`, itself included, or, where it sees all, those at most `window` away.
+    """
     length, width = x.shape
     size = width // num_heads
     qkv = x @ weights[f"{name}.c_attn.weight"].T
     query, key, value = qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :]
     rows = []
     for i in range(length):
-        last = i + 1 if causal else length
+        seen = [j for j in range(length) if j <= i or not causal]
+        if window is not None:
+            seen = [j for j in seen if (i - j < window if causal else abs(i - j) <= window)]
         heads = []
         for head in range(num_heads):
             columns = slice(head * size, (head + 1) * size)
-            heads.append(attend(query[i, columns], key[:last, columns], value[:last, columns]))
+            heads.append(attend(query[i, columns], key[seen, columns], value[seen, columns]))
         rows.append(torch.cat(heads))
     return torch.stack(rows) @ weights[f"{name}.c_proj.weight"].T
 
@@ -51,10 +56,11 @@ def mlp(x, weights, name):
     return gelu2(x @ weights[f"{name}.c_fc.weight"].T) @ weights[f"{name}.c_proj.weight"].T
 
 
-def backbone(embedded, weights, num_heads, causal):
+def backbone(embedded, weights, num_heads, causal, windows=None):
     """
-    embedded (T, C), content without positions. Returns the final norm's output (T, C) and every layer's features: the
-    normed input of each block and, last, the final norm's output, averaged over positions (paper, 2.4).
+    embedded (T, C), content without positions. `windows` has one for each block, None for full attention. Returns the
+    final norm's output (T, C) and every layer's features: the normed input of each block and, last, the final norm's
+    output, averaged over positions (paper, 2.4).
     """
     hidden = embedded + weights["wpe.weight"][: embedded.shape[0]]
     num_layers = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("h."))
@@ -63,24 +69,25 @@ def backbone(embedded, weights, num_heads, causal):
         block = f"h.{layer}"
         normed = norm(hidden, weights[f"{block}.ln_1.weight"])
         features.append(normed.mean(0))
-        hidden = hidden + attention(normed, weights, f"{block}.attn", num_heads, causal)
+        window = None if windows is None else windows[layer]
+        hidden = hidden + attention(normed, weights, f"{block}.attn", num_heads, causal, window)
         normed = norm(hidden, weights[f"{block}.ln_2.weight"])
         hidden = hidden + mlp(normed, weights, f"{block}.mlp")
     final = norm(hidden, weights["ln_f.weight"])
     return final, [*features, final.mean(0)]
 
 
-def causal_hidden(tokens, weights, num_heads):
+def causal_hidden(tokens, weights, num_heads, windows=None):
     """Tokens (T,) of one image: the start vector in front, the last token dropped [177-180]."""
     start = weights["wte.weight"][-1]
     embedded = torch.stack([start, *(weights["wte.weight"][token] for token in tokens[:-1])])
-    return backbone(embedded, weights, num_heads, causal=True)
+    return backbone(embedded, weights, num_heads, True, windows)
 
 
-def masked_hidden(tokens, keep, weights, num_heads):
+def masked_hidden(tokens, keep, weights, num_heads, windows=None):
     """Content embeddings are zeroed where `keep` is 0; positions stay; attention sees everything [160-162]."""
     embedded = torch.stack([weights["wte.weight"][token] * k for token, k in zip(tokens, keep, strict=True)])
-    return backbone(embedded, weights, num_heads, causal=False)
+    return backbone(embedded, weights, num_heads, False, windows)
 
 
 def negative_log_likelihood(logits, token):
@@ -88,9 +95,9 @@ def negative_log_likelihood(logits, token):
     return torch.log(torch.exp(logits - logits.max()).sum()) + logits.max() - logits[token]
 
 
-def causal_model(images, weights, head, num_heads):
+def causal_model(images, weights, head, num_heads, windows=None):
     """Logits (B, T, V) and the mean over images of the mean over all pixels' negative log-likelihoods [195-199]."""
-    logits = torch.stack([causal_hidden(tokens, weights, num_heads)[0] @ head.T for tokens in images])
+    logits = torch.stack([causal_hidden(tokens, weights, num_heads, windows)[0] @ head.T for tokens in images])
     losses = [
         sum(negative_log_likelihood(row, token) for row, token in zip(rows, tokens, strict=True)) / len(tokens)
         for rows, tokens in zip(logits, images, strict=True)
@@ -98,10 +105,10 @@ def causal_model(images, weights, head, num_heads):
     return logits, sum(losses) / len(losses)
 
 
-def masked_model(images, masks, weights, head, num_heads):
+def masked_model(images, masks, weights, head, num_heads, windows=None):
     """Logits (B, T, V) and the loss: a mean over each image's masked pixels, then over images [201-204]."""
     keeps = (~masks).to(head.dtype)
-    hidden = [masked_hidden(t, k, weights, num_heads)[0] for t, k in zip(images, keeps, strict=True)]
+    hidden = [masked_hidden(t, k, weights, num_heads, windows)[0] for t, k in zip(images, keeps, strict=True)]
     logits = torch.stack([states @ head.T for states in hidden])
     losses = []
     for rows, tokens, mask in zip(logits, images, masks, strict=True):

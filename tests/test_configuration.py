@@ -43,7 +43,8 @@ OVERRIDES = {
     "scale_attn_by_inverse_layer_idx": True,
     "reorder_and_upcast_attn": True,
     "use_cache": False,
-    "layer_types": ["full_attention"] * 3,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "sliding_window": 10,
 }
 
 
@@ -58,7 +59,6 @@ def test_defaults_are_igpt_s_at_32_pixels_with_512_colours():
 
 def test_every_field_survives_json(tmp_path):
     assert set(ImageGPTConfig.field_names()) - set(OVERRIDES) <= {
-        "sliding_window",
         "bos_token_id",
         "eos_token_id",
         "pad_token_id",
@@ -160,7 +160,11 @@ BAD_FIELDS = [
     ("layer_types", [[1]]),
     ("layer_types", ["full_attention"]),
     ("layer_types", ["sliding_attention"] * 24),
+    ("layer_types", ["full_attention"] * 23 + ["chunked_attention"]),
     ("sliding_window", 5),
+    ("sliding_window", 1),
+    ("sliding_window", "4"),
+    ("sliding_window", 10**12),
     ("bos_token_id", 3),
     ("eos_token_id", 3),
     ("pad_token_id", 0),
@@ -187,6 +191,35 @@ def test_a_bad_field_is_a_value_error_that_names_it_and_the_file(tmp_path, field
     with pytest.raises(ValueError, match=f"`{field}`") as error:
         ImageGPTConfig.from_pretrained(tmp_path)
     assert str(tmp_path) in str(error.value)
+
+
+WINDOWED = ["sliding_attention", "full_attention"]
+BAD_WINDOWS = {
+    "too few types": ({"layer_types": ["sliding_attention"], "sliding_window": 4}, "each of the 2 blocks.*got 1"),
+    "unknown type": ({"layer_types": ["sliding_attention", "local"], "sliding_window": 4}, "got 'local'"),
+    "no window": ({"layer_types": WINDOWED}, "belong together, got 1 such blocks and sliding_window=None"),
+    "no types": ({"sliding_window": 4}, "no block has a window. Give `layer_types`"),
+    "no windowed block": ({"layer_types": ["full_attention"] * 2, "sliding_window": 4}, "got 0 such blocks"),
+    "one token": ({"layer_types": WINDOWED, "sliding_window": 1}, "from 2 to"),
+    "a truth value": ({"layer_types": WINDOWED, "sliding_window": True}, "got True"),
+}
+
+
+@pytest.mark.parametrize(("fields", "message"), BAD_WINDOWS.values(), ids=BAD_WINDOWS)
+def test_types_and_window_must_fit_each_other_also_where_they_are_set_later(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**fields)
+    config = tiny_config()
+    for name, value in fields.items():
+        setattr(config, name, value)
+    with pytest.raises(ValueError, match=message):
+        ImageGPTForCausalImageModeling(config)
+
+
+def test_the_type_of_every_block_is_known_whether_or_not_it_is_given():
+    assert tiny_config().attention_types == ["full_attention"] * 2
+    assert tiny_config(layer_types=WINDOWED, sliding_window=4).attention_types == WINDOWED
+    assert tiny_config(layer_types=tuple(WINDOWED), sliding_window=4).layer_types == WINDOWED
 
 
 JUNK = st.one_of(

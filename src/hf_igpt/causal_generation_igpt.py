@@ -14,16 +14,19 @@ from transformers.generation import (
     LogitsProcessorList,
     PromptLookupCandidateGenerator,
 )
-from transformers.masking_utils import create_causal_mask
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from .configuration_igpt import ImageGPTConfig
+from .configuration_igpt import FULL, SLIDING, ImageGPTConfig
 from .generation_igpt import Generators, check_generators, draw_values
 
 
 # transformers 5.24 renamed `past_key_values` to `cache`, in what `generate` passes too. Our models take both names;
 # their outputs carry the one that the installed version reads.
 CACHE_NAME = "cache" if "cache" in BaseModelOutputWithPast.__dataclass_fields__ else "past_key_values"
+
+# By the type of layers. Both give masks for both directions where `is_causal` is False.
+MASKS = {FULL: create_causal_mask, SLIDING: create_sliding_window_causal_mask}
 
 
 class ImageGenerationMixin:
@@ -51,8 +54,10 @@ class ImageGenerationMixin:
 
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask, past_key_values=None, cache=None, **kwargs):
-        """The mask for a static cache. transformers' own asks for `layer_types`, which only windowed models have."""
-        return create_causal_mask(config, inputs_embeds, attention_mask, one_cache(cache, past_key_values))
+        """The masks for a static cache, by type of layers. transformers' own takes `layer_types` for given."""
+        cache = one_cache(cache, past_key_values)
+        types = dict.fromkeys(config.attention_types)
+        return {layer_type: MASKS[layer_type](config, inputs_embeds, attention_mask, cache) for layer_type in types}
 
     def compute_transition_scores(self, sequences, scores, beam_indices=None, normalize_logits=False):
         """As in transformers."""
@@ -141,4 +146,4 @@ def paper_generation_config(config: ImageGPTConfig) -> GenerationConfig:
     )
 
 
-__all__ = ["CACHE_NAME", "ImageGenerationMixin", "one_cache", "paper_generation_config"]
+__all__ = ["CACHE_NAME", "MASKS", "ImageGenerationMixin", "one_cache", "paper_generation_config"]

@@ -39,10 +39,14 @@ AUTO_MAP = {
 # The tasks of `custom_pipelines` that the package registers with transformers.
 REGISTERED_PIPELINES = ("image-completion", "igpt-feature-extraction")
 
+# The types of blocks in `layer_types`.
+FULL, SLIDING = "full_attention", "sliding_attention"
+
 MAX_GRID_SIDE = 4096
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 17
 MAX_VOCABULARY = 1 << 20
+MAX_WINDOW = 16 * MAX_GRID_SIDE**2
 MAX_LABELS = 1 << 17
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -90,8 +94,10 @@ class ImageGPTConfig(PreTrainedConfig):
         scale_attn_weights (`bool`, defaults to `True`): scale attention logits by the square root of the head size.
         scale_attn_by_inverse_layer_idx (`bool`, defaults to `False`): also divide them by the layer's number.
         reorder_and_upcast_attn (`bool`, defaults to `False`): compute attention in float32 for half-precision models.
-        layer_types, sliding_window (*optional*): reserved for windowed attention; only full attention exists, so any
-            other value is refused.
+        layer_types (`list[str]`, *optional*): for each block `"full_attention"` or `"sliding_attention"`; all full by
+            default. Blocks of the second kind see a window of `sliding_window` tokens.
+        sliding_window (`int`, *optional*): in next-pixel models the tokens that a position sees, itself included; in
+            masked models the tokens that it sees on either side of itself. As in transformers.
         use_cache (`bool`, defaults to `True`): return keys and values for decoding. Never in training mode.
 
     GPT-2 names are accepted. `n_positions` is derived from the grid: it may be given where it equals the grid, or
@@ -281,6 +287,11 @@ class ImageGPTConfig(PreTrainedConfig):
         return self.n_positions
 
     @property
+    def attention_types(self) -> list[str]:
+        """The type of every block's attention: `layer_types`, or full attention where that is not given."""
+        return [FULL] * self.num_hidden_layers if self.layer_types is None else list(self.layer_types)
+
+    @property
     def num_values(self) -> int:
         """Values a token can take; ids run from 0 to `num_values - 1`."""
         return self.vocab_size - 1
@@ -438,12 +449,33 @@ class ImageGPTConfig(PreTrainedConfig):
             )
         if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}.")
-        full_attention = ["full_attention"] * self.num_hidden_layers
-        windowed = self.layer_types is not None and self.layer_types != full_attention
-        if windowed or self.sliding_window is not None:
+        self._validate_windows()
+
+    def _validate_windows(self) -> None:
+        if self.sliding_window is not None:
+            # transformers' cache of a window of one token drops none.
+            _require_int("sliding_window", self.sliding_window, 2, MAX_WINDOW)
+        if self.layer_types is None:
+            if self.sliding_window is not None:
+                raise ValueError(
+                    f"`sliding_window` is {self.sliding_window}, but no block has a window. Give `layer_types`, "
+                    f"{FULL!r} or {SLIDING!r} for each block, or leave `sliding_window` out."
+                )
+            return
+        self.layer_types = list(self.layer_types)
+        if len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
-                "Only full attention is implemented: leave out `layer_types` and `sliding_window`, got "
-                f"layer_types={self.layer_types!r}, sliding_window={self.sliding_window!r}."
+                f"`layer_types` must have one entry for each of the {self.num_hidden_layers} blocks "
+                f"(`num_hidden_layers`), got {len(self.layer_types)}."
+            )
+        unknown = [layer_type for layer_type in self.layer_types if layer_type not in (FULL, SLIDING)]
+        if unknown:
+            raise ValueError(f"`layer_types` must be of {FULL!r} and {SLIDING!r}, got {unknown[0]!r}.")
+        if (SLIDING in self.layer_types) != (self.sliding_window is not None):
+            raise ValueError(
+                f"`layer_types` with {SLIDING!r} and `sliding_window` belong together, got "
+                f"{self.layer_types.count(SLIDING)} such blocks and sliding_window={self.sliding_window}. Give the "
+                "window in tokens, or full attention only and no window."
             )
 
 
@@ -488,4 +520,4 @@ def _require_int(name: str, value: Any, low: int, high: int) -> None:
         raise ValueError(f"`{name}` must be an integer from {low} to {high}, got {value!r}.")
 
 
-__all__ = ["PRESETS", "ImageGPTConfig"]
+__all__ = ["FULL", "PRESETS", "SLIDING", "ImageGPTConfig"]

@@ -14,6 +14,7 @@ Shapes: B images, T tokens in raster order, C width, H heads, D head size, V tok
 """
 
 import copy
+import functools
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
@@ -38,7 +38,13 @@ from transformers.utils import can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .causal_generation_igpt import CACHE_NAME, ImageGenerationMixin, one_cache, paper_generation_config
+from .causal_generation_igpt import (
+    CACHE_NAME,
+    MASKS,
+    ImageGenerationMixin,
+    one_cache,
+    paper_generation_config,
+)
 from .checkpoint_igpt import (
     is_quantized,
     read_state_dict,
@@ -47,12 +53,13 @@ from .checkpoint_igpt import (
     refuse_unread,
 )
 from .checks_igpt import check_mask, check_tokens
-from .configuration_igpt import ImageGPTConfig
+from .configuration_igpt import FULL, SLIDING, ImageGPTConfig
 from .functional_igpt import quick_gelu, recomputed_for_backward, rms_norm
 from .generation_igpt import iterative_decode
 from .losses_igpt import masked_cross_entropy, mean_cross_entropy, share
 from .native_igpt import native_state_dict_to_igpt
 from .saving_igpt import MODEL_FILES, save_over
+from .windowed_attention_igpt import attend_in_blocks
 
 
 logger = logging.get_logger(__name__)
@@ -120,6 +127,7 @@ class ImageGPTAttention(nn.Module):
             self.scaling /= layer_idx + 1
         self.attention_dropout = config.attn_pdrop
         self.is_causal = config.is_causal
+        self.window = config.sliding_window if config.attention_types[layer_idx] == SLIDING else None
         width = config.hidden_size
         self.c_attn = _linear(width, 3 * width, config.use_bias, width**-0.5)
         self.c_proj = _linear(width, width, config.use_bias, (width * config.num_hidden_layers) ** -0.5)
@@ -143,18 +151,36 @@ class ImageGPTAttention(nn.Module):
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        attn_output, attn_weights = attention_interface(
+        attend = functools.partial(
+            attention_interface,
             self,
-            query,
-            key,
-            value,
-            attention_mask,
             dropout=self.attention_dropout if self.training else 0.0,
             scaling=self.scaling,
+            sliding_window=self._flash_window,
             **kwargs,
         )
+        if self._needs_blocks(query, key, attention_mask):
+            attn_output = attend_in_blocks(
+                lambda *states: attend(*states)[0], query, key, value, self.window, self.is_causal
+            )
+            attn_weights = None
+        else:
+            attn_output, attn_weights = attend(query, key, value, attention_mask)
         attn_output = attn_output.reshape(batch, length, width).to(hidden_states.dtype)
         return self.c_proj(attn_output), attn_weights
+
+    @property
+    def _flash_window(self) -> int | None:
+        """`sliding_window` as flash attention counts it: the token itself and those on one side of it."""
+        if self.window is None or self.is_causal:
+            return self.window
+        return self.window + 1
+
+    def _needs_blocks(self, query: torch.Tensor, key: torch.Tensor, attention_mask: torch.Tensor | None) -> bool:
+        """Whether the backend was left to keep to the window, and can't."""
+        if self.window is None or attention_mask is not None or "sdpa" not in self.config._attn_implementation:
+            return False
+        return query.shape[2] == key.shape[2] > self.window
 
 
 class ImageGPTMLP(nn.Module):
@@ -382,7 +408,8 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         Args:
             input_ids: token ids of shape (B, T), each in [0, vocab_size). Next-pixel models expect the start token
                 first, and warn once where it isn't there: see `encode` and `features` for the tokens of images.
-            attention_mask: 1 for tokens to attend to, 0 for others, of shape (B, T); or a prepared 4-D mask.
+            attention_mask: 1 for tokens to attend to, 0 for others, of shape (B, T); or a prepared 4-D mask, for all
+                layers whatever their window; or a prepared mask for each type of layers, by its name.
             position_ids: positions of shape (B, T); by default they count on from the cache.
             past_key_values: keys and values of the tokens before `input_ids`.
             cache: the same, by its name in transformers from 5.24 on.
@@ -418,10 +445,10 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
         if position_ids is None:
             position_ids = (torch.arange(length, device=inputs_embeds.device) + past_length).unsqueeze(0)
 
-        attention_mask = self._attention_mask(inputs_embeds, attention_mask, cache)
+        masks = self._attention_masks(inputs_embeds, attention_mask, cache, past_length)
         hidden_states = self.drop(inputs_embeds + self.wpe(position_ids))
-        for block in self.h:
-            hidden_states = block(hidden_states, attention_mask, cache, **kwargs)
+        for layer_type, block in zip(self.config.attention_types, self.h, strict=True):
+            hidden_states = block(hidden_states, masks[layer_type], cache, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), **{CACHE_NAME: cache})
 
     def _look_for_start_token(self, input_ids: torch.LongTensor) -> None:
@@ -445,14 +472,44 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
                 f"{self.config.num_channels} per cell), got {total}. Resize the image, or load a model of that size."
             )
 
-    def _attention_mask(
-        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache | None
-    ) -> torch.Tensor | None:
+    def _attention_masks(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | dict[str, torch.Tensor] | None,
+        cache: Cache | None,
+        past_length: int | torch.Tensor,
+    ) -> dict[str, torch.Tensor | None]:
+        """The mask of each type of layers; None where the backend needs none."""
+        if isinstance(attention_mask, dict):
+            return attention_mask
+        return {
+            layer_type: None
+            if self._skips_mask(layer_type, inputs_embeds.shape[1], attention_mask, cache, past_length)
+            else MASKS[layer_type](self.config, inputs_embeds, attention_mask, cache)
+            for layer_type in dict.fromkeys(self.config.attention_types)
+        }
+
+    def _skips_mask(
+        self,
+        layer_type: str,
+        length: int,
+        attention_mask: torch.Tensor | None,
+        cache: Cache | None,
+        past_length: int | torch.Tensor,
+    ) -> bool:
         # These backends take the direction as a flag. `create_causal_mask` would build a T x T mask while compiling.
-        takes_flag = "sdpa" in self.config._attn_implementation or "flash" in self.config._attn_implementation
-        if attention_mask is None and cache is None and takes_flag:
-            return None
-        return create_causal_mask(self.config, inputs_embeds, attention_mask, cache)
+        is_sdpa = "sdpa" in self.config._attn_implementation
+        takes_flag = is_sdpa or "flash" in self.config._attn_implementation
+        if layer_type == FULL or not is_sdpa:
+            return attention_mask is None and cache is None and takes_flag
+        # Windows of sdpa are attended to in blocks: of a whole sequence of known length, of which nothing is hidden.
+        if torch.compiler.is_exporting() and not isinstance(length, int):
+            return False
+        is_whole = cache is None
+        if not is_whole:
+            # The first input to a cache, if it's no shorter than the window: a static cache gives it back padded.
+            is_whole = isinstance(past_length, int) and past_length == 0 and length > self.config.sliding_window
+        return is_whole and _hides_nothing(attention_mask)
 
     def encode(self, tokens: torch.LongTensor, **kwargs) -> BaseModelOutputWithPast:
         """
@@ -833,6 +890,13 @@ def warn_without_start_token(input_ids: torch.LongTensor, config: ImageGPTConfig
             "pretraining and, with `labels`, the first token is not scored. For features of whole images call "
             "`pooled_features`, `features` or `encode` with their tokens, for their likelihood `model(labels=tokens)`."
         )
+
+
+def _hides_nothing(attention_mask: torch.Tensor | None) -> bool:
+    """Of a 2-D mask that may be read: a graph may not depend on its values."""
+    if attention_mask is None:
+        return True
+    return attention_mask.dim() == 2 and not torch.compiler.is_compiling() and bool(attention_mask.all())
 
 
 def _check_shape(name: str, tokens: torch.Tensor, shape: torch.Size) -> None:

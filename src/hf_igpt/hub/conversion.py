@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_igpt.configuration_igpt import SLIDING
 from hf_igpt.hub.openai import CENTERS, is_tensorflow_checkpoint, read_centers, read_variables, variables_to_igpt
 from hf_igpt.native_igpt import SHARED_FIELDS, TRANSPOSED
 
@@ -206,6 +207,7 @@ def _check_expressible(model: "ImageGPTPreTrainedModel") -> None:
     config = model.config
     reasons = {
         "masked attention": not config.is_causal,
+        "windows of attention": SLIDING in config.attention_types,
         f"{config.num_channels} tokens a cell": config.num_channels != 1,
         "a classifier behind the start token": type(model).__name__ == "ImageGPTForImageClassification"
         and config.use_start_token,

@@ -104,6 +104,15 @@ class PretrainArguments(TrainerOptions, ImageOptions, GridOptions):
     hidden_size: int = option(512, "width of the model", low=1, only_if=("preset", not_))
     num_hidden_layers: int = option(24, "blocks of the model", low=1, only_if=("preset", not_))
     num_attention_heads: int = option(8, "attention heads in a block", low=1, only_if=("preset", not_))
+    attention_window_rows: int | None = option(
+        None, "rows of the image that attention reaches back, in masked models also ahead; by default all", low=1
+    )
+    full_attention_every: int = option(
+        3,
+        "every so many blocks one sees the whole image all the same; 0: none does",
+        low=0,
+        only_if=("attention_window_rows", bool),
+    )
 
     per_device_eval_batch_size: int = option(
         64, "images at once on one device in validation", low=1, only_if=("fold_validation", not_)

@@ -164,19 +164,23 @@ def _check_palette(processor: "IGPTImageProcessor", arguments: "PretrainArgument
 
 def model_config(arguments: "PretrainArguments", num_colors: int, grid: tuple[int, int]) -> "ImageGPTConfig":
     """The config of the model that the options ask for, for a palette and a grid of (height, width)."""
-    from hf_igpt.configuration_igpt import ImageGPTConfig
+    from hf_igpt.configuration_igpt import PRESETS, ImageGPTConfig
+    from hf_igpt.training.attention_windows import attention_fields
 
-    fields = {
-        "vocab_size": num_colors + 1,
-        "image_size": list(grid),
-        "is_causal": arguments.objective == "next_pixel",
-        "embd_pdrop": arguments.dropout,
-        "resid_pdrop": arguments.dropout,
-    }
-    if arguments.preset is not None:
-        return ImageGPTConfig.from_preset(arguments.preset, **fields)
-    sizes = {name: getattr(arguments, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
-    return ImageGPTConfig(**fields, **sizes)
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
+    sizes = PRESETS[arguments.preset] if arguments.preset else {name: getattr(arguments, name) for name in names}
+    windows = attention_fields(
+        arguments.attention_window_rows, arguments.full_attention_every, sizes["num_hidden_layers"], grid
+    )
+    return ImageGPTConfig(
+        vocab_size=num_colors + 1,
+        image_size=list(grid),
+        is_causal=arguments.objective == "next_pixel",
+        embd_pdrop=arguments.dropout,
+        resid_pdrop=arguments.dropout,
+        **sizes,
+        **windows,
+    )
 
 
 def _build_trainer(
