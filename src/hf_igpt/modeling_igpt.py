@@ -588,6 +588,13 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGenerationMix
         self.post_init()
         self.generation_config = paper_generation_config(config)
 
+    @property
+    def plain_modules(self) -> frozenset[type[nn.Module]]:
+        """The classes whose work `fast_decoding_igpt.py` does in their place."""
+        blocks = (ImageGPTBlock, ImageGPTAttention, ImageGPTMLP, ImageGPTRMSNorm)
+        layers = (nn.Embedding, nn.Linear, nn.Dropout, nn.ModuleList)
+        return frozenset((ImageGPTForCausalImageModeling, ImageGPTModel, *blocks, *layers))
+
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head
 

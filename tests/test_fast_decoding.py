@@ -1,0 +1,325 @@
+"""The loop for CPUs: tokens as of transformers' loop, what of `generate` it takes on, and what it leaves."""
+
+import pytest
+import torch
+from test_generation import assert_images, generators, prefix
+from tiny_models import tiny_causal
+from torch import nn
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers.generation import BaseStreamer, CompileConfig
+
+from hf_igpt import ImageGPTForCausalImageModeling, causal_generation_igpt
+from hf_igpt.causal_generation_igpt import CACHE_NAME
+from hf_igpt.fast_decoding_igpt import LayerMemory, TokenDecoder
+
+
+@pytest.fixture
+def fast_calls(monkeypatch) -> list:
+    """A list that grows with every call of the loop for CPUs."""
+    calls = []
+
+    def decode(*arguments):
+        calls.append(arguments)
+        return original(*arguments)
+
+    original = causal_generation_igpt.decode
+    monkeypatch.setattr(causal_generation_igpt, "decode", decode)
+    return calls
+
+
+def stock(model, *args, **kwargs):
+    """`generate` with transformers' own loop."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(causal_generation_igpt, "can_decode", lambda *_: False)
+        return model.generate(*args, **kwargs)
+
+
+SAMPLING = {
+    "greedy": {"do_sample": False},
+    "plain": {},
+    "temperature": {"temperature": 0.7},
+    "top_k": {"top_k": 3},
+    "all": {"temperature": 1.3, "top_k": 6, "top_p": 0.8},
+}
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("length", [1, 6])
+@pytest.mark.parametrize("options", SAMPLING.values(), ids=SAMPLING)
+def test_tokens_and_random_state_are_those_of_the_stock_loop(fast_calls, options, length, batch):
+    model = tiny_causal(torch.float32)
+    ids = prefix(model, length, batch=batch)
+
+    def draw(generate, **more):
+        torch.manual_seed(3)
+        return generate(ids, **options, **more), torch.get_rng_state()
+
+    for make in (dict, one_generator, lambda: {"generator": generators(*range(batch))}):
+        images, state = draw(model.generate, **make())
+        stock_images, stock_state = draw(lambda *args, **kwargs: stock(model, *args, **kwargs), **make())
+        assert torch.equal(images, stock_images)
+        assert torch.equal(state, stock_state)
+        assert_images(images)
+        assert torch.equal(images[:, :length], ids)
+    assert len(fast_calls) == 3
+
+
+def one_generator() -> dict:
+    return {"generator": torch.Generator().manual_seed(5)}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"use_bias": True},
+        {"scale_attn_weights": False},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"reorder_and_upcast_attn": True, "layer_norm_eps": 0.1},
+        {"num_channels": 3, "image_size": [2, 3]},
+        {"num_attention_heads": 1, "num_hidden_layers": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("given", [1, 4])
+def test_logits_are_those_of_the_model(config, given):
+    model = tiny_causal(**config)
+    ids = prefix(model, model.config.n_positions, batch=3)
+    expected = model(input_ids=ids, use_cache=False).logits.detach().float()
+    cache = DynamicCache(config=model.config)
+    model(input_ids=ids[:, :given], use_cache=True, **{CACHE_NAME: cache})
+    memories = [LayerMemory(layer.keys, ids.shape[1]) for layer in cache.layers]
+    for memory, layer in zip(memories, cache.layers, strict=True):
+        memory.append(layer.keys.detach(), layer.values.detach())
+    decoder = TokenDecoder(model, memories, 3)
+    for position in range(given, ids.shape[1]):
+        torch.testing.assert_close(decoder.step(ids[:, position], position), expected[:, position])
+
+
+def test_every_backend_that_it_stands_in_for(fast_calls):
+    for backend in ("eager", "sdpa"):
+        model = tiny_causal()
+        model.set_attn_implementation(backend)
+        ids = prefix(model, 3)
+        assert torch.equal(model.generate(ids, do_sample=False), stock(model, ids, do_sample=False))
+    assert len(fast_calls) == 2
+
+
+def test_processors_see_the_ids_so_far_and_may_change_logits_in_place(fast_calls):
+    model = tiny_causal()
+
+    def ban_last(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores.scatter_(1, input_ids[:, -1:].clamp(max=9), -torch.inf)
+
+    images = model.generate(num_return_sequences=8, logits_processor=[ban_last], generator=generators(*range(8)))
+    assert len(fast_calls) == 1
+    assert (images[:, 1:] != images[:, :-1]).all()
+
+
+class Rows(BaseStreamer):
+    def __init__(self):
+        self.parts, self.is_ended = [], False
+
+    def put(self, value: torch.Tensor) -> None:
+        self.parts.append(value.clone())
+
+    def end(self) -> None:
+        self.is_ended = True
+
+
+def test_a_streamer_sees_the_tokens_of_all_images_step_by_step(fast_calls):
+    model, rows = tiny_causal(), Rows()
+    ids = prefix(model, 4, batch=3)
+    images = model.generate(ids, streamer=rows)
+    assert len(fast_calls) == 1 and rows.is_ended
+    assert torch.equal(rows.parts[0], ids)
+    assert torch.equal(torch.stack(rows.parts[1:], dim=1), images[:, 4:])
+
+
+class Enough(StoppingCriteria):
+    """Ends an image at a value, and all at a length."""
+
+    def __init__(self, value: int, length: int):
+        self.value, self.length = value, length
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs) -> torch.Tensor:
+        return (input_ids[:, -1] == self.value) | (input_ids.shape[1] >= self.length)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"stopping_criteria": StoppingCriteriaList([Enough(3, 9)])},
+        {"stopping_criteria": StoppingCriteriaList([Enough(3, 99)])},
+        {"eos_token_id": 3, "pad_token_id": 0},
+        {"max_length": 5},
+        {"max_new_tokens": 1},
+    ],
+    ids=str,
+)
+def test_stopping_is_that_of_the_stock_loop(fast_calls, options):
+    model = tiny_causal()
+    for seed in range(4):
+        seeds = range(seed, seed + 2)
+        images = model.generate(prefix(model, 4), generator=generators(*seeds), **options)
+        assert torch.equal(images, stock(model, prefix(model, 4), generator=generators(*seeds), **options))
+    assert len(fast_calls) == 4
+
+
+def continued(model, ids: torch.Tensor, change=lambda cache: cache, **options) -> torch.Tensor:
+    """Drawn up to 7 ids, and then from the cache that came with them."""
+    start = model.generate(ids, max_length=7, return_dict_in_generate=True, do_sample=False)
+    cache = change(start[CACHE_NAME])
+    return model.generate(
+        start.sequences,
+        attention_mask=torch.ones_like(start.sequences),
+        do_sample=False,
+        **{CACHE_NAME: cache},
+        **options,
+    )
+
+
+def test_a_returned_cache_can_be_gone_on_with_by_either_loop(fast_calls):
+    model = tiny_causal()
+    ids = prefix(model, 3)
+    whole = model.generate(ids, do_sample=False)
+    assert torch.equal(continued(model, ids), whole)
+    assert torch.equal(continued(model, ids, output_scores=True, return_dict_in_generate=True).sequences, whole)
+    assert len(fast_calls) == 4
+    caches = []
+
+    def shorter(cache: DynamicCache) -> DynamicCache:
+        caches.append(cache)
+        assert cache.get_seq_length() == 6
+        cache.crop(-2)
+        return cache
+
+    assert torch.equal(continued(model, ids, shorter), whole)
+    assert caches[0].get_seq_length() == 12
+    plain = DynamicCache(config=model.config)
+    model(input_ids=whole[:, :12], **{CACHE_NAME: plain})
+    for layer, expected in zip(caches[0].layers, plain.layers, strict=True):
+        torch.testing.assert_close(layer.keys, expected.keys, atol=1e-12, rtol=0)
+        torch.testing.assert_close(layer.values, expected.values, atol=1e-12, rtol=0)
+
+
+def test_going_on_copies_nothing():
+    model = tiny_causal()
+    addresses = []
+
+    def note(cache: DynamicCache) -> DynamicCache:
+        addresses.append([layer.keys.data_ptr() for layer in cache.layers])
+        return cache
+
+    kept = []
+    continued(model, prefix(model, 3), lambda cache: kept.append(note(cache)) or cache)
+    note(kept[0])
+    assert addresses[0] == addresses[1]
+
+
+def test_what_comes_from_inference_mode_can_be_gone_on_with_outside():
+    model = tiny_causal()
+    ids = prefix(model, 3)
+    with torch.inference_mode():
+        start = model.generate(ids, max_length=7, return_dict_in_generate=True, do_sample=False)
+    drawn = start.sequences.clone()
+    whole = model.generate(
+        drawn, attention_mask=torch.ones_like(drawn), do_sample=False, **{CACHE_NAME: start[CACHE_NAME]}
+    )
+    assert torch.equal(whole, model.generate(ids, do_sample=False))
+    model(labels=whole[:, 1:]).loss.backward()
+
+
+class Doubled(nn.Linear):
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(states)
+
+
+class Louder(ImageGPTForCausalImageModeling):
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits *= 3
+        return output
+
+
+def doubled(model) -> None:
+    linear = model.transformer.h[0].mlp.c_fc
+    double = Doubled(linear.in_features, linear.out_features, bias=False, dtype=linear.weight.dtype)
+    double.load_state_dict(linear.state_dict())
+    model.transformer.h[0].mlp.c_fc = double
+
+
+def replaced_forward(model) -> None:
+    layer = model.transformer.h[1].ln_1
+    forward = layer.forward
+    layer.forward = lambda states: 2 * forward(states)
+
+
+CHANGES = {
+    "hook": lambda model: model.transformer.h[0].attn.register_forward_hook(lambda *a: (3 * a[2][0], a[2][1])),
+    "adapter": doubled,
+    "offloading": replaced_forward,
+    "half precision": lambda model: model.to(torch.bfloat16),
+    "subclass": lambda model: setattr(model, "__class__", Louder),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_models_that_compute_something_else_are_left_to_the_stock_loop(fast_calls, change):
+    model = tiny_causal(torch.float32)
+    assert_images(model.generate(do_sample=False))
+    assert len(fast_calls) == 1
+    change(model)
+    assert_images(model.generate(do_sample=False))
+    assert len(fast_calls) == 1
+
+
+def test_other_activations_and_dropout_are_left_to_the_stock_loop(fast_calls):
+    model = tiny_causal(hidden_act="gelu")
+    assert torch.equal(model.generate(do_sample=False), stock(model, do_sample=False))
+    assert_images(tiny_causal(resid_pdrop=0.5).train().generate())
+    assert not fast_calls
+    assert_images(tiny_causal(resid_pdrop=0.5).generate())
+    assert len(fast_calls) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_cache": False},
+        {"cache_implementation": "static"},
+        {"prefill_chunk_size": 2},
+        {"output_scores": True, "return_dict_in_generate": True},
+        {"compile_config": CompileConfig()},
+        {"num_beams": 2},
+        {"position_ids": torch.tensor([[0, 1, 3, 2]])},
+        {"attention_mask": torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]])},
+    ],
+    ids=str,
+)
+def test_other_requests_are_left_to_the_stock_loop(fast_calls, options):
+    model = tiny_causal()
+    model.generate(prefix(model, 4), do_sample=False, **options)
+    assert not fast_calls
+
+
+def test_autocast_is_left_to_the_stock_loop(fast_calls):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_images(tiny_causal(torch.float32).generate())
+    assert not fast_calls
+
+
+def test_a_stop_in_the_middle_leaves_a_cache_that_fits():
+    model, cache = tiny_causal(), None
+    ids = prefix(model, 3)
+    cache = DynamicCache(config=model.config)
+
+    class Stop(Rows):
+        def put(self, value: torch.Tensor) -> None:
+            super().put(value)
+            if len(self.parts) == 5:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(ids, streamer=Stop(), **{CACHE_NAME: cache}, attention_mask=torch.ones_like(ids))
+    assert cache.get_seq_length() == 6
+    assert {layer.keys.shape[2] for layer in cache.layers} == {6}
