@@ -13,6 +13,10 @@ from hf_igpt.causal_generation_igpt import CACHE_NAME
 from hf_igpt.fast_decoding_igpt import LayerMemory, TokenDecoder
 
 
+# A window of 3 tokens: the cache of 12 goes to the front of its memory again and again.
+WINDOWED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3}
+
+
 @pytest.fixture
 def fast_calls(monkeypatch) -> list:
     """A list that grows with every call of the loop for CPUs."""
@@ -77,6 +81,9 @@ def one_generator() -> dict:
         {"reorder_and_upcast_attn": True, "layer_norm_eps": 0.1},
         {"num_channels": 3, "image_size": [2, 3]},
         {"num_attention_heads": 1, "num_hidden_layers": 1},
+        WINDOWED,
+        {"layer_types": ["sliding_attention"] * 2, "sliding_window": 4},
+        {"layer_types": ["sliding_attention"] * 2, "sliding_window": 40},
     ],
     ids=str,
 )
@@ -87,9 +94,11 @@ def test_logits_are_those_of_the_model(config, given):
     expected = model(input_ids=ids, use_cache=False).logits.detach().float()
     cache = DynamicCache(config=model.config)
     model(input_ids=ids[:, :given], use_cache=True, **{CACHE_NAME: cache})
-    memories = [LayerMemory(layer.keys, ids.shape[1]) for layer in cache.layers]
-    for memory, layer in zip(memories, cache.layers, strict=True):
-        memory.append(layer.keys.detach(), layer.values.detach())
+    windows = [block.attn.window for block in model.transformer.h]
+    memories = [LayerMemory(layer.keys, ids.shape[1], w) for layer, w in zip(cache.layers, windows, strict=True)]
+    with torch.no_grad():
+        for memory, layer in zip(memories, cache.layers, strict=True):
+            memory.load(layer)
     decoder = TokenDecoder(model, memories, 3)
     for position in range(given, ids.shape[1]):
         torch.testing.assert_close(decoder.step(ids[:, position], position), expected[:, position])
@@ -178,14 +187,21 @@ def continued(model, ids: torch.Tensor, change=lambda cache: cache, **options) -
     )
 
 
-def test_a_returned_cache_can_be_gone_on_with_by_either_loop(fast_calls):
-    model = tiny_causal()
+@pytest.mark.parametrize("windows", [{}, WINDOWED], ids=str)
+def test_a_returned_cache_can_be_gone_on_with_by_either_loop(fast_calls, windows):
+    model = tiny_causal(**windows)
     ids = prefix(model, 3)
     whole = model.generate(ids, do_sample=False)
+    assert torch.equal(whole, stock(model, ids, do_sample=False))
     assert torch.equal(continued(model, ids), whole)
     assert torch.equal(continued(model, ids, output_scores=True, return_dict_in_generate=True).sequences, whole)
     assert len(fast_calls) == 4
-    caches = []
+
+
+def test_a_returned_cache_is_an_ordinary_one(fast_calls):
+    model, caches = tiny_causal(), []
+    ids = prefix(model, 3)
+    whole = model.generate(ids, do_sample=False)
 
     def shorter(cache: DynamicCache) -> DynamicCache:
         caches.append(cache)
@@ -214,6 +230,24 @@ def test_going_on_copies_nothing():
     continued(model, prefix(model, 3), lambda cache: kept.append(note(cache)) or cache)
     note(kept[0])
     assert addresses[0] == addresses[1]
+
+
+def test_windowed_blocks_have_memory_for_two_windows_only():
+    model = tiny_causal(**WINDOWED)
+    start = model.generate(prefix(model, 3), max_length=9, return_dict_in_generate=True)
+    windowed, full = start[CACHE_NAME].layers
+    assert windowed.decoding_memory.values.shape == (2, 3, 6, 8)
+    assert windowed.keys.shape[2] == 2 and windowed.get_seq_length() == 8
+    assert full.keys.shape[2] == full.get_seq_length() == 8
+
+
+def test_a_cache_without_the_models_windows_is_left_to_the_stock_loop(fast_calls):
+    model = tiny_causal(**WINDOWED)
+    ids = prefix(model, 3)
+    options = {"do_sample": False, "attention_mask": torch.ones_like(ids)}
+    images = model.generate(ids, **{CACHE_NAME: DynamicCache()}, **options)
+    assert not fast_calls
+    assert torch.equal(images, model.generate(ids, **options))
 
 
 def test_what_comes_from_inference_mode_can_be_gone_on_with_outside():

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import BaseStreamer, GenerationConfig, MaxLengthCriteria, StoppingCriteriaList
 
+from .configuration_igpt import SLIDING, ImageGPTConfig
 from .functional_igpt import QUICK_GELU_SCALE
 
 
@@ -42,8 +43,8 @@ def can_decode(
     """Whether `decode` does what transformers' loop does with these arguments of `_sample`."""
     return (
         _is_plain_request(generation_config, stopping_criteria)
-        and _is_plain_input(input_ids, generation_config, model_kwargs)
         and _is_plain_model(model)
+        and _is_plain_input(model.config, input_ids, generation_config, model_kwargs)
     )
 
 
@@ -61,22 +62,39 @@ def _is_plain_request(generation_config: GenerationConfig, stopping_criteria: St
 
 
 def _is_plain_input(
-    input_ids: torch.LongTensor, generation_config: GenerationConfig, model_kwargs: dict[str, Any]
+    config: ImageGPTConfig,
+    input_ids: torch.LongTensor,
+    generation_config: GenerationConfig,
+    model_kwargs: dict[str, Any],
 ) -> bool:
     """The whole sequences, hidden nowhere, of which at least the last token isn't in the cache."""
     given = {name for name, value in model_kwargs.items() if value is not None}
     cache = _cache(model_kwargs)
-    # Offloaded and quantized caches have other layers, or say so.
-    is_plain_cache = type(cache) is DynamicCache and not cache.offloading
-    if not given <= _MODEL_ARGUMENTS or model_kwargs.get("logits_to_keep") != 1 or not is_plain_cache:
+    if not given <= _MODEL_ARGUMENTS or model_kwargs.get("logits_to_keep") != 1 or input_ids.device.type != "cpu":
         return False
-    if any(type(layer) is not DynamicLayer for layer in cache.layers) or input_ids.device.type != "cpu":
+    if not _is_plain_cache(cache, config):
         return False
     length, cached = input_ids.shape[1], cache.get_seq_length()
     positions = model_kwargs.get("position_ids")
     if cached >= length or positions is None or getattr(generation_config, "_mask_length", None) != length:
         return False
     return bool((positions[..., cached - length :] == torch.arange(cached, length)).all())
+
+
+def _is_plain_cache(cache: Cache | None, config: ImageGPTConfig) -> bool:
+    """Whether the cache is kept on the CPU as it is, that of a windowed block no longer than the window."""
+    if type(cache) is not DynamicCache or cache.offloading:
+        return False
+    windows = [config.sliding_window if kind == SLIDING else None for kind in config.attention_types]
+    if not cache.layers:
+        # Made without the config, it will have no windows.
+        return not any(windows)
+    return len(cache.layers) == len(windows) and all(
+        type(layer) is (DynamicSlidingWindowLayer if window else DynamicLayer)
+        and getattr(layer, "sliding_window", None) == window
+        and not getattr(layer, "record_past", False)
+        for layer, window in zip(cache.layers, windows, strict=True)
+    )
 
 
 def _is_plain_model(model: nn.Module) -> bool:
@@ -170,11 +188,11 @@ def _first_logits(
     """Memory with the keys and values of all ids, and the logits after the last of them."""
     cached = cache.get_seq_length()
     memories = [getattr(layer, "decoding_memory", None) for layer in cache.layers]
-    is_as_left = all(
-        memory is not None and memory.is_shown_in(layer) and memory.room >= room
+    goes_on = all(
+        memory is not None and memory.goes_on_from(layer, room)
         for layer, memory in zip(cache.layers, memories, strict=True)
     )
-    if cached == input_ids.shape[1] - 1 and is_as_left and memories:
+    if cached == input_ids.shape[1] - 1 and memories and goes_on:
         decoder = TokenDecoder(model, memories, len(input_ids))
         return memories, decoder.step(input_ids[:, -1], cached)
     positions = torch.arange(cached, input_ids.shape[1]).unsqueeze(0)
@@ -186,9 +204,10 @@ def _first_logits(
         logits_to_keep=1,
         return_dict=True,
     )
-    memories = [LayerMemory(layer.keys, room) for layer in cache.layers]
+    windows = [block.attn.window for block in model.transformer.h]
+    memories = [LayerMemory(layer.keys, room, window) for layer, window in zip(cache.layers, windows, strict=True)]
     for layer, memory in zip(cache.layers, memories, strict=True):
-        memory.append(layer.keys, layer.values)
+        memory.load(layer)
         memory.show_in(layer)
     return memories, outputs.logits[:, -1].float()
 
@@ -196,53 +215,68 @@ def _first_logits(
 class LayerMemory:
     """
     Keys and values of one layer, with room for those to come: keys of shape (B, H, D, room), values of shape
-    (B, H, room, D).
+    (B, H, room, D). A windowed layer has room for two windows; when it is full, what is still seen goes to the front.
     """
 
-    def __init__(self, like: torch.Tensor, room: int):
+    def __init__(self, like: torch.Tensor, room: int, window: int | None = None):
         """
         Args:
             like: keys or values of shape (B, H, any, D).
             room: tokens.
+            window: tokens that a token sees, itself among them; by default all.
         """
         batch, heads, _, size = like.shape
-        self.room = room
-        self.length = 0
+        self.is_endless = window is not None and room > 2 * window
+        self.room = 2 * window if self.is_endless else room
+        self.window = window or self.room
+        self.kept = self.room if window is None else window - 1
+        self.end = self.seen = 0
         # Rows of a length that divides into pages would compete for the same places in the CPU's caches.
-        row = -(-room // 16) * 16 + 16
+        row = -(-self.room // 16) * 16 + 16
         self.keys = like.new_empty(batch, heads, size, row)
-        self.values = like.new_empty(batch, heads, room, size)
+        self.values = like.new_empty(batch, heads, self.room, size)
         self._key_rows, self._value_rows = self.keys.flatten(0, 1), self.values.flatten(0, 1)
 
-    def append(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Takes keys and values of the next tokens, of shape (B, H, tokens, D)."""
-        end = self.length + keys.shape[2]
-        self.keys[..., self.length : end] = keys.transpose(2, 3)
-        self.values[:, :, self.length : end] = values
-        self.length = end
+    def load(self, layer: DynamicLayer) -> None:
+        """Takes over what a layer of a cache holds."""
+        self.end = min(layer.keys.shape[2], self.kept)
+        self.seen = layer.get_seq_length()
+        start = layer.keys.shape[2] - self.end
+        self.keys[..., : self.end] = layer.keys[:, :, start:].transpose(2, 3)
+        self.values[:, :, : self.end] = layer.values[:, :, start:]
 
     def extended(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Takes the key and value of the next token, of shape (B, H, D).
 
         Returns:
-            All keys, of shape (B * H, D, T), and all values, of shape (B * H, T, D).
+            All keys that it sees, of shape (B * H, D, T), and their values, of shape (B * H, T, D).
         """
-        self.keys.select(3, self.length).copy_(key)
-        self.values.select(2, self.length).copy_(value)
-        self.length += 1
-        return self._key_rows[..., : self.length], self._value_rows[:, : self.length]
+        if self.end == self.room:
+            start, self.end = self.end - self.kept, self.kept
+            self.keys[..., : self.end] = self.keys[..., start : self.room]
+            self.values[:, :, : self.end] = self.values[:, :, start : self.room]
+        self.keys.select(3, self.end).copy_(key)
+        self.values.select(2, self.end).copy_(value)
+        self.end += 1
+        self.seen += 1
+        start = max(self.end - self.window, 0)
+        return self._key_rows[..., start : self.end], self._value_rows[:, start : self.end]
 
     def show_in(self, layer: DynamicLayer) -> None:
-        """Puts all keys and values into a layer of a cache, as views."""
-        layer.keys = self.keys[..., : self.length].transpose(2, 3)
-        layer.values = self.values[:, :, : self.length]
+        """Puts the keys and values that a cache keeps into a layer of it, as views."""
+        start = max(self.end - self.kept, 0)
+        layer.keys = self.keys[..., start : self.end].transpose(2, 3)
+        layer.values = self.values[:, :, start : self.end]
+        if layer.is_sliding:
+            layer.cumulative_length = self.seen
         layer.decoding_memory = self
         self._shown = layer.keys, layer.values
 
-    def is_shown_in(self, layer: DynamicLayer) -> bool:
-        """Whether the layer is as `show_in` left it."""
-        return layer.keys is self._shown[0] and layer.values is self._shown[1]
+    def goes_on_from(self, layer: DynamicLayer, room: int) -> bool:
+        """Whether the layer is as `show_in` left it, and there is room for as many tokens in all."""
+        is_as_left = layer.keys is self._shown[0] and layer.values is self._shown[1]
+        return is_as_left and layer.get_seq_length() == self.seen and (self.is_endless or self.room >= room)
 
 
 class _BlockWeights(NamedTuple):
@@ -313,7 +347,7 @@ class TokenDecoder:
         rows = batch * self.heads
         self.query_rows, self.attended_rows = self.scaled_query.view(rows, 1, -1), self.attended.view(rows, 1, -1)
         self.score_memory = [new(rows * room), new(rows * room)]
-        self.score_rows = [memory.view(rows, 1, room) for memory in self.score_memory]
+        self.score_rows: dict[int, list[torch.Tensor]] = {}
         self.activated = new(batch, intermediate_size)
 
     def step(self, tokens: torch.LongTensor, position: int) -> torch.FloatTensor:
@@ -324,6 +358,7 @@ class TokenDecoder:
             tokens: of shape (B,).
             position: of them, from 0 for the start token.
         """
+        self.score_rows.clear()
         with torch.inference_mode():
             torch.add(F.embedding(tokens, self.embeddings), self.positions[position], out=self.hidden)
             for weights, memory in zip(self.blocks, self.memories, strict=True):
@@ -350,10 +385,10 @@ class TokenDecoder:
 
     def _room_for_scores(self, length: int) -> list[torch.Tensor]:
         """Twice memory of shape (B * H, 1, length), the same for all layers that see as much."""
-        if self.score_rows[0].shape[2] != length:
+        if length not in self.score_rows:
             rows = self.query_rows.shape[0]
-            self.score_rows = [memory[: rows * length].view(rows, 1, length) for memory in self.score_memory]
-        return self.score_rows
+            self.score_rows[length] = [memory[: rows * length].view(rows, 1, length) for memory in self.score_memory]
+        return self.score_rows[length]
 
     def _transform(self, weights: _BlockWeights) -> None:
         normed = self._norm(weights.norm_2)
