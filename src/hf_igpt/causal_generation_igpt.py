@@ -5,7 +5,8 @@ id, sequences of any length, one name of the cache, one random state for all ima
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
@@ -13,8 +14,10 @@ from transformers.generation import (
     BaseStreamer,
     GenerateDecoderOnlyOutput,
     GenerationConfig,
+    GenerationMode,
     LogitsProcessor,
     LogitsProcessorList,
+    MaxLengthCriteria,
     PromptLookupCandidateGenerator,
     StoppingCriteriaList,
 )
@@ -24,6 +27,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from .configuration_igpt import FULL, SLIDING, ImageGPTConfig
 from .fast_decoding_igpt import Choose, can_decode, decode
 from .generation_igpt import Generators, check_generators, draw_values
+from .parallel_decoding_igpt import check_parallel_options, parallel_decode
 
 
 # transformers 5.24 renamed `past_key_values` to `cache`, in what `generate` passes too. Our models take both names;
@@ -37,7 +41,15 @@ MASKS = {FULL: create_causal_mask, SLIDING: create_sliding_window_causal_mask}
 class ImageGenerationMixin:
     """Stands in front of `GenerationMixin` among the bases of a next-pixel head."""
 
-    def generate(self, *args, generator: Generators = None, **kwargs):
+    def generate(
+        self,
+        *args,
+        generator: Generators = None,
+        parallel_window: int | None = None,
+        forecast: str | None = None,
+        exit_layer: int | None = None,
+        **kwargs,
+    ):
         """
         As in transformers, which draws from the global random state, or from generators of one's own.
 
@@ -45,10 +57,24 @@ class ImageGenerationMixin:
             generator: on the model's device, one for all images or one for each image that is drawn (those of one
                 prompt next to each other). With one for each, an image comes out the same, up to rounding, whatever
                 else is in the batch. The global random state is left as it was.
+            parallel_window: pixels that one pass of the model looks at, which are forecast and checked. The images
+                are the same, up to rounding, in fewer passes; see [`parallel_decode`]. By default each pixel has a
+                pass of its own.
+            forecast: with `parallel_window`, how pixels are forecast: "fixed_point" (the default), "above", "repeat"
+                or "shallow_exit".
+            exit_layer: with "shallow_exit", how many layers draw the forecast; by default a quarter of them.
 
         Raises:
-            ValueError: generators for another number of images, or for beam search.
+            ValueError: generators for another number of images, or for beam search; an option that doesn't go with
+                `parallel_window`.
         """
+        if parallel_window is not None:
+            check_parallel_options(parallel_window, forecast, exit_layer)
+            options = {"window": parallel_window, "forecast": forecast, "exit_layer": exit_layer}
+            return super().generate(*args, custom_generate=_parallel(options, generator, kwargs), **kwargs)
+        for name, value in (("forecast", forecast), ("exit_layer", exit_layer)):
+            if value is not None:
+                raise ValueError(f"`{name}` has no effect without `parallel_window`: leave it out, or give both.")
         if generator is None:
             return super().generate(*args, **kwargs)
         drawer = _Drawer(generator)
@@ -133,6 +159,49 @@ class ImageGenerationMixin:
             yield
         finally:
             self.config.vocab_size = vocab_size
+
+
+def _parallel(options: dict[str, Any], generator: Generators, arguments: dict[str, Any]) -> Callable:
+    """What `generate` calls, with everything prepared, in place of its own sampling."""
+    # transformers drops the first two in front of a method that isn't its own.
+    refused = ("streamer", "assistant_model", "custom_generate", "cache", "past_key_values", "inputs_embeds")
+    for name in refused:
+        if arguments.get(name) is not None:
+            raise ValueError(f"`{name}` doesn't go with `parallel_window`: leave one of them out.")
+
+    def draw(model, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+        _check_plain(generation_config, stopping_criteria, model_kwargs.get("attention_mask"))
+        return parallel_decode(
+            model,
+            input_ids,
+            **options,
+            max_length=generation_config.max_length,
+            do_sample=bool(generation_config.do_sample),
+            processors=logits_processor,
+            generator=generator,
+        )
+
+    return draw
+
+
+def _check_plain(
+    config: GenerationConfig, stopping_criteria: StoppingCriteriaList, attention_mask: torch.Tensor | None
+) -> None:
+    """Refuses what drawing pixels in parallel would leave without effect."""
+    mode = config.get_generation_mode()
+    requirements = (
+        (mode in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH), f"{mode.value.replace('_', ' ')}"),
+        (not config.return_dict_in_generate, "`return_dict_in_generate`"),
+        (config.use_cache is not False, "`use_cache=False`"),
+        (config.cache_implementation is None, "`cache_implementation`"),
+        (config.prefill_chunk_size is None, "`prefill_chunk_size`"),
+        (all(isinstance(criterion, MaxLengthCriteria) for criterion in stopping_criteria), "another end than length"),
+        # transformers drops a mask that hides nothing.
+        (attention_mask is None, "an `attention_mask` with zeros"),
+    )
+    for is_met, what in requirements:
+        if not is_met:
+            raise ValueError(f"`parallel_window` doesn't go with {what}: leave one of them out.")
 
 
 class _Drawer(LogitsProcessor):

@@ -47,6 +47,8 @@ def draw_hidden(
     Raises:
         ValueError: a region that a next-pixel model can't draw, or what `generate()` refuses.
     """
+    if not model.config.is_causal:
+        _refuse_parallel(generation, "masked models, which draw several pixels a pass by `num_steps`")
     tokens, hidden = tokens.to(model.device), hidden.to(model.device)
     generators = [torch.Generator(model.device).manual_seed(seed) for seed in seeds]
     was_training = model.training
@@ -76,8 +78,10 @@ def stream_hidden(
         they are given, then after every row or step. They are not changed later.
 
     Raises:
-        ValueError: as `draw_hidden`; or the model is in training mode, in which dropout would be on.
+        ValueError: as `draw_hidden`; or the model is in training mode, in which dropout would be on; or pixels are to
+            be drawn in parallel, which doesn't go row by row.
     """
+    _refuse_parallel(generation, "images that are watched row by row")
     if model.training:
         raise ValueError(
             "`model` must be in evaluation mode, for dropout would change the images: call `model.eval()`."
@@ -87,6 +91,11 @@ def stream_hidden(
     if not model.config.is_causal:
         return iterative_steps(model, tokens, hidden, generator=generators, **generation)
     return _stream_rows(model, tokens, hidden, generators, generation)
+
+
+def _refuse_parallel(generation: dict[str, Any], images: str) -> None:
+    if generation.get("parallel_window") is not None:
+        raise ValueError(f"`parallel_window` is not for {images}: leave it out.")
 
 
 @torch.no_grad()

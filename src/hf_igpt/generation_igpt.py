@@ -22,6 +22,7 @@ ORDERS = ("random", "confidence")
 SCHEDULES = ("cosine", "linear")
 # Of the authors' code (google-research/maskgit).
 CHOICE_TEMPERATURE = 4.5
+NOT_FINITE = "The model's logits are not finite, so nothing can be drawn from them: its weights are damaged."
 
 # One for all images, or one for each: what is drawn for an image is then the same whatever is drawn beside it.
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -156,15 +157,21 @@ def _draw(
     # After top_k=1 every value would be certain, and confidence no order.
     log_probability = logits.log_softmax(dim=-1).gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
     if not bool(log_probability.isfinite().all()):
-        raise ValueError(
-            "The model's logits are not finite, so nothing can be drawn from them: its weights are damaged."
-        )
+        raise ValueError(NOT_FINITE)
     return drawn, log_probability
 
 
 def draw_values(logits: torch.Tensor, generator: Generators) -> torch.LongTensor:
     """Draws from the distributions in the last axis of logits (B, ..., V), as `torch.multinomial` does it."""
-    return logits.softmax(dim=-1).div_(_exponential(logits, generator)).argmax(dim=-1)
+    return pick_values(logits, _exponential(logits, generator))
+
+
+def pick_values(logits: torch.Tensor, exponentials: torch.Tensor) -> torch.LongTensor:
+    """
+    What is drawn with the given noise, exponentially distributed as many numbers as logits: the largest sum of logit
+    and Gumbel noise, for that is -log of these.
+    """
+    return logits.softmax(dim=-1).div_(exponentials).argmax(dim=-1)
 
 
 def _gumbel(like: torch.Tensor, generator: Generators) -> torch.Tensor:
@@ -172,7 +179,12 @@ def _gumbel(like: torch.Tensor, generator: Generators) -> torch.Tensor:
 
 
 def _exponential(like: torch.Tensor, generator: Generators) -> torch.Tensor:
-    return fill_randomly(torch.empty_like(like), lambda row, source: row.exponential_(generator=source), generator)
+    return fill_exponentially(torch.empty_like(like), generator)
+
+
+def fill_exponentially(tensor: torch.Tensor, generator: Generators) -> torch.Tensor:
+    """Fills a tensor (B, ...) in place with what `draw_values` draws its values by."""
+    return fill_randomly(tensor, lambda row, source: row.exponential_(generator=source), generator)
 
 
 def fill_randomly(
@@ -228,7 +240,7 @@ def check_options(
         (
             "num_steps",
             num_steps,
-            num_steps is None or _is_whole(num_steps, 1),
+            num_steps is None or is_whole(num_steps, 1),
             "None or a whole number of at least 1",
         ),
         ("order", order, order in ORDERS, f"one of {', '.join(ORDERS)}"),
@@ -239,7 +251,7 @@ def check_options(
             _is_number(temperature) and 0 < temperature < math.inf,
             "above 0 and finite; for the likeliest use top_k=1",
         ),
-        ("top_k", top_k, _is_whole(top_k, low=0), "a whole number of at least 0, where 0 draws from all values"),
+        ("top_k", top_k, is_whole(top_k, low=0), "a whole number of at least 0, where 0 draws from all values"),
         ("top_p", top_p, _is_number(top_p) and 0 < top_p <= 1, "above 0 and at most 1"),
     )
     for name, value, is_met, requirement in requirements:
@@ -255,7 +267,7 @@ def check_options(
         raise ValueError(f"`choice_temperature` must be at least 0 and finite, got {choice_temperature!r}.")
 
 
-def _is_whole(value, low: int) -> bool:
+def is_whole(value, low: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
