@@ -137,7 +137,14 @@ def test_tokens_of_three_channels(forecast):
 
 
 @pytest.mark.parametrize(
-    "options", [{"use_bias": True}, {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}]
+    "options",
+    [
+        {"use_bias": True},
+        {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True},
+        {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3},
+        {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 6},
+    ],
+    ids=str,
 )
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
 def test_other_architectures_and_backends(options, backend):

@@ -304,9 +304,12 @@ class _Decoder:
     def _run(self, hidden: torch.Tensor, places: torch.LongTensor, end: int, layers: slice) -> torch.Tensor:
         """Some layers on the ids at `places`, (A, w), all of which lie before `end`."""
         self._cache.turn_to(places, end)
-        mask = (self._columns[:end] <= places.unsqueeze(-1)).unsqueeze(1)
-        for block in self.model.transformer.h[layers]:
-            hidden = block(hidden, mask, self._cache)
+        blocks, distances = self.model.transformer.h[layers], places.unsqueeze(-1) - self._columns[:end]
+        masks = {None: (distances >= 0).unsqueeze(1)}
+        for window in {block.attn.window for block in blocks} - {None}:
+            masks[window] = masks[None] & (distances < window).unsqueeze(1)
+        for block in blocks:
+            hidden = block(hidden, masks[block.attn.window], self._cache)
         return hidden
 
     def _get(self, places: torch.LongTensor) -> torch.LongTensor:

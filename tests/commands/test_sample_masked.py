@@ -125,6 +125,14 @@ def test_a_next_pixel_model_takes_the_mask_of_a_lower_part(run, work):
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
 
 
+def test_pixels_forecast_several_a_pass_give_the_same_pictures(run, work):
+    options = ["--parallel_window", 6, "--forecast", "shallow_exit", "--exit_layer", 1, "--output_dir", "parallel"]
+    for more in ([], options):
+        assert run("sample", *arguments("causal", *more), cwd=work).status == 0
+    for name in ("samples.png", "completions.png"):
+        assert (work / "parallel" / name).read_bytes() == (work / "samples-final" / name).read_bytes()
+
+
 # Mistakes
 
 
@@ -136,6 +144,10 @@ MISTAKES = [
     ("masked", ["--rows_kept", 8], "`rows_kept` must be from 0 to 7"),
     ("causal", ["--num_steps", 4], "`num_steps` has no effect: causal is a next-pixel model"),
     ("causal", ["--order", "random"], "`order` has no effect: causal is a next-pixel model"),
+    ("masked", ["--parallel_window", 4], "`parallel_window` has no effect: masked is a masked model"),
+    ("causal", ["--forecast", "above"], "`forecast` has no effect where `parallel_window` is"),
+    ("causal", ["--parallel_window", 4, "--forecast", "guess"], "`forecast` must be one of fixed_point, above"),
+    ("causal", ["--parallel_window", 4, "--exit_layer", 1], "`exit_layer` has no effect where `forecast` is"),
     ("causal", ["--mask", "center"], "can only draw what comes after the given pixels"),
     ("masked", ["--mask", "nothing.png"], "Mask 'nothing.png' can't be read as a PNG"),
     ("masked", ["--mask", "nothing.npy"], "Mask 'nothing.npy' can't be read as an .npy array"),

@@ -45,6 +45,25 @@ class SampleArguments:
         "for masked models, which pixels are drawn first, any or the surest; by default random",
         choices=("random", "confidence"),
     )
+    parallel_window: int | None = option(
+        None,
+        "for next-pixel models, pixels that a pass of the model looks at, forecast and checked: the same images in "
+        "fewer passes; by default every pixel has a pass of its own",
+        low=1,
+    )
+    forecast: str | None = option(
+        None,
+        "how they are forecast: what the pass before gave, the pixel above, the one on the left, or what the first "
+        "layers draw; by default fixed_point",
+        choices=("fixed_point", "above", "repeat", "shallow_exit"),
+        only_if=("parallel_window", bool),
+    )
+    exit_layer: int | None = option(
+        None,
+        "how many layers draw the forecast; by default a quarter of them",
+        low=1,
+        only_if=("forecast", lambda forecast: forecast == "shallow_exit"),
+    )
     batch_size: int = option(36, "images at once", low=1)
     seed: int = option(0, "seed of the samples", low=0, high=2**31 - 1)
     output_dir: str | None = option(None, "folder for the grids; by default 'samples-final' beside the checkpoint")
@@ -105,13 +124,16 @@ def _main(argv: list[str] | None) -> None:
 def _settings(arguments: SampleArguments, model) -> dict:
     """The options of drawing that this kind of model takes."""
     settings = {name: getattr(arguments, name) for name in ("batch_size", "seed", "temperature", "top_k", "top_p")}
-    masked = {name: getattr(arguments, name) for name in ("num_steps", "order")}
-    masked = {name: value for name, value in masked.items() if value is not None}
-    if masked and model.config.is_causal:
-        raise ValueError(
-            f"`{next(iter(masked))}` has no effect: {arguments.model} is a next-pixel model. Leave it out."
-        )
-    return settings | masked
+    own = {"masked": ("num_steps", "order"), "next-pixel": ("parallel_window", "forecast", "exit_layer")}
+    kind = "next-pixel" if model.config.is_causal else "masked"
+    for others, names in own.items():
+        given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+        if given and others != kind:
+            raise ValueError(
+                f"`{next(iter(given))}` has no effect: {arguments.model} is a {kind} model. Leave it out."
+            )
+        settings |= given
+    return settings
 
 
 def _region(arguments: SampleArguments, model):

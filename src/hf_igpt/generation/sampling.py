@@ -33,9 +33,10 @@ def sample(
             of what is given of it), whatever the batch size, up to rounding. The global random state is left as it
             was.
         progress: called with the number of images of each finished batch.
-        generation: arguments of the model's `generate()`: `temperature`, `top_k`, `top_p`; of a masked model also
+        generation: arguments of the model's `generate()`: `temperature`, `top_k`, `top_p`; of a next-pixel model also
+            `parallel_window`, `forecast`, `exit_layer`, for the same images in fewer passes; of a masked model also
             `num_steps`, `order`, `schedule`, `choice_temperature`. By default plain sampling at temperature 1, as in
-            the paper; a masked model then takes one pass for every pixel.
+            the paper, with one pass for every pixel.
 
     Returns:
         int64 array of shape (num_images, tokens), without the start token.
