@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from code_blocks import (
     ROOT,
-    Block,
     blocks_of,
     check_command,
     check_own,
@@ -24,17 +23,6 @@ from PIL import Image
 PAGES = tables.pages()
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 LANGUAGES = ("bash", "python", "text")
-# Blocks of the README that are no command of this package alone, by their first lines: tests/docs/test_pages.py
-# compares them with the Makefile and CI, and what they call is checked here.
-README_NOT_RUN = {
-    "make digits": "trains for minutes",
-    "make test": "runs these tests",
-    'python3 -m venv .venv && .venv/bin/pip install -e ".[dev]"': "installs",
-    "make digits-probes": "trains for minutes",
-    "hf-igpt pretrain cifar10-cpu --dataset_name path/to/images --output_dir outputs/mine": "launches a GPU recipe",
-    "hf-igpt push_to_hub --model outputs/digits/model --repo_id you/igpt-digits --license apache-2.0": "needs the Hub",
-    "hf-igpt demo --model outputs/digits/model": "a server that ends with Ctrl-C",
-}
 # The commands run as they stand there, but for the size of models and the number of steps.
 SHORTER = {
     "pretrain": "--max_steps 2 --hidden_size 24 --num_hidden_layers 2 --num_attention_heads 2 --total_batch_size 8 "
@@ -44,12 +32,6 @@ SHORTER = {
     "probe": "--cpu_threads 1",
     "sample": "--cpu_threads 1",
 }
-
-
-def reason_not_to_run(block: Block) -> str | None:
-    if block.page == tables.README:
-        return block.not_run or README_NOT_RUN.get(block.code.splitlines()[0])
-    return block.not_run
 
 
 def shortened(words: list[str]) -> list[str]:
@@ -93,14 +75,13 @@ def test_every_block_runs_or_says_why_not(page, run, workspace, monkeypatch):
     names = {"__name__": "reader"}
     for block in blocks_of(page):
         assert block.language in LANGUAGES, f"{block}: name one of the languages {LANGUAGES}"
-        reason = reason_not_to_run(block)
         if block.language == "python":
             tree = ast.parse(block.code, str(block))
-            if reason is not None:
+            if block.not_run is not None:
                 # What it imports exists, and later blocks may use it.
                 tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
             exec(compile(tree, str(block), "exec"), names)
-        elif block.language == "bash" and reason is None:
+        elif block.language == "bash" and block.not_run is None:
             for words in commands_of(block.code):
                 assert words[0] == "hf-igpt", f"{block}: {words[0]} isn't run here, say why before the block"
                 ended = run(*shortened(words[1:]), cwd=workspace)
@@ -125,10 +106,6 @@ def test_commands_options_and_files_named_exist(page, in_root):
     folders = "app|benchmarks|docs|model_cards|recipes|runs|scripts|src|tests"
     for name in re.findall(rf"(?<![\w./-])(?:{folders})/[\w./*-]*\w", prose_of(page)):
         assert (page.parent / name).exists() or list(ROOT.glob(name)), name
-
-
-def test_the_exceptions_are_in_the_readme():
-    assert README_NOT_RUN.keys() <= {block.code.splitlines()[0] for block in blocks_of(tables.README)}
 
 
 def test_what_would_be_found(tmp_path, in_root):
