@@ -31,7 +31,10 @@ def hosted_links(path: Path) -> str:
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
     found = re.fullmatch(r"https://github\.com/([\w.-]+/[\w.-]+?)/?", urls.get("Repository", ""))
     if found is None:
-        return "The repository has no public address yet, so there are no links to Colab, Kaggle or Studio Lab."
+        return (
+            "The repository has no public address yet, so there are no links to Colab, Kaggle or Studio Lab. To run "
+            "it on your machine, [install the package](../start.md) first."
+        )
     where = {"repository": found[1], "path": path.relative_to(ROOT).as_posix()}
     links = (f"[{host}]({address.format(**where)})" for host, address in HOSTS.items())
     return f"Open it on {', '.join(links)}. There, install first: `%pip install 'hf-igpt[train] @ git+{found[0]}'`."

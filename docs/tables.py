@@ -17,6 +17,7 @@ from typing import Any
 
 from hf_igpt.arguments import SHIPPED_RECIPES, shipped_recipes
 from hf_igpt.commands.main import COMMANDS
+from hf_igpt.evaluation.features import layer_window
 from hf_igpt.results import read_results
 from hf_igpt.training.throughput import training_seconds
 
@@ -140,8 +141,10 @@ def probes_table() -> str:
         what = f"{probe['concatenate']} layers, " if probe["concatenate"] > 1 else ""
         what += {"lbfgs": "logistic regression", "attentive": "learned pooling"}[probe["solver"]]
         what += f", {best['ensemble_masks']} masks" if "ensemble_masks" in best else ""
+        window = layer_window(layers + 1, probe["concatenate"], best["layer"])
+        read = f"{window[0]} to {window[-1]}" if len(window) > 1 else f"{window[0]}"
         rows.append(
-            f"| `{results['checkpoint']['name'].split('/')[1]}`: {what} | {best['layer']} of {layers} "
+            f"| `{results['checkpoint']['name'].split('/')[1]}`: {what} | {read} of {layers} "
             f"| **{_percent(accuracy)}** | {_percent(pixels['test_accuracy']) if pixels else ''} "
             f"| [JSON](docs/results/{name}.json) |"
         )
@@ -172,6 +175,34 @@ def probes_table() -> str:
         "over 5 subsets."
     )
     return "\n".join([*rows, "", *few, "", *tuned, "", note])
+
+
+def demo_load_table() -> str:
+    """What came of every request to a demo under load."""
+    results = read_results(RESULTS / "demo-load.json")
+    arguments, metrics = results["arguments"], results["metrics"]
+    rows = ["| request | how many | what came of it |", "|---|---|---|"]
+    for kind, outcomes in metrics["outcomes"].items():
+        answers = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
+        rows.append(f"| {kind} | {sum(outcomes.values())} | {answers} |")
+    seconds, queue, hardware = metrics["seconds_to_draw"], metrics["queue"], results["hardware"]
+    memory = [f"{megabytes:.0f} MB {when}" for when, megabytes in metrics["resident_megabytes"].items()]
+    note = (
+        f"{arguments['users']} users at once, {arguments['requests']} requests, on {hardware['cores']} cores of "
+        f"{hardware['cpu']} beside other work. Right: the images that the library draws for this user's image and "
+        f"seed. Message: the cause in words. Refused: what no page sends. From asking to the last row it took "
+        f"{seconds['median']:.1f} s in the median, {seconds['p95']:.1f} s for 95 % and {seconds['max']:.1f} s at "
+        f"most, waiting included; the last in line was number {queue['last_place']}. The server's memory: "
+        f"{', '.join(memory)}. Of {metrics['ways_tried']:,} ways to a file that nobody uploaded "
+        f"{metrics['files_read']} led to one. [demo_load.py](benchmarks/demo_load.py), "
+        "[JSON](docs/results/demo-load.json)."
+    )
+    return "\n".join([*rows, "", note])
+
+
+def demo_max_waiting() -> str:
+    """How many requests may wait in the demo."""
+    return str(arguments_class("demo")().max_waiting)
 
 
 def _percent(share: float) -> str:
@@ -282,6 +313,8 @@ README_TABLES: dict[str, Callable[[], str]] = {
 MARKED: dict[str, Callable[[], str]] = {
     **README_TABLES,
     "recipes": recipes_table,
+    "demo-load": demo_load_table,
+    "demo-max-waiting": demo_max_waiting,
     "digits-best-layer": partial(probe_accuracy, "digits", "best"),
     "digits-pixels": partial(probe_accuracy, "digits", "pixels"),
     "cifar10-cpu-best-layer": partial(probe_accuracy, "cifar10-cpu", "best"),

@@ -37,7 +37,7 @@ class Progress:
 def draw(
     checkpoint: Checkpoint,
     image: Image.Image | None,
-    region: np.ndarray,
+    region: np.ndarray | None,
     settings: Settings,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Progress]:
@@ -50,7 +50,7 @@ def draw(
 
     Args:
         image: what is kept of it stays; None draws whole images.
-        region: what is drawn of it, bool of shape (height, width).
+        region: what is drawn of it, bool of shape (height, width); not looked at without an image.
 
     Yields:
         The start, then every part that comes.

@@ -13,7 +13,7 @@ from hf_igpt.demo.checkpoints import Checkpoint
 from hf_igpt.demo.drawing import Progress, draw
 from hf_igpt.demo.features import nearest_neighbours, probe_curve
 from hf_igpt.demo.html import Picture, figures, message, problem
-from hf_igpt.demo.inputs import read_drawing, read_region, read_settings, read_upload
+from hf_igpt.demo.inputs import KEEP_UNPAINTED, read_drawing, read_region, read_settings, read_upload
 from hf_igpt.demo.likelihood import heat_map, pixel_bits
 from hf_igpt.demo.palettes import Quantized, with_checkpoint_palette, with_own_palettes
 from hf_igpt.plots import palette_swatch
@@ -142,7 +142,9 @@ def generate(
         ValueError: as `read_settings` and `read_region`.
     """
     settings = read_settings(checkpoint, **numbers)
-    region = read_region(checkpoint, keep, rows_kept, hole) if image is not None else None
+    # Of no image nothing is kept, and nothing need be painted; a value outside its control is a mistake all the same.
+    is_free = image is None and keep == KEEP_UNPAINTED
+    region = None if is_free else read_region(checkpoint, keep, rows_kept, hole)
     shown, progress = -math.inf, None
     for progress in draw(checkpoint, image, region, settings, should_stop):
         if progress.share < 1 and time.monotonic() - shown >= SECONDS_BETWEEN_VIEWS:

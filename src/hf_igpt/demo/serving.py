@@ -7,23 +7,33 @@ from hf_igpt.demo.inputs import MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS
 
 
 MAX_SESSIONS = 128
-# Routes of Gradio that fetch what is at an address and pass it on.
-_FETCHING = re.compile(r"/(?:file[=/]|proxy=)\W*[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+# Of a file, on Linux, macOS and Windows alike.
+MAX_NAME_BYTES = 255
+# Routes of Gradio that fetch what is at an address and pass it on; and some that the page has no use for: one prints
+# what a stranger sends, one keeps a file for every call, one converts videos.
+_REFUSED = re.compile(
+    r"/(?:file[=/]\W*[a-z][a-z0-9+.-]*:|proxy=|custom_component/|deep_link|process_recording)", re.IGNORECASE
+)
 
 
-class RefuseAddresses:
-    """An ASGI layer in front of Gradio: nobody makes this machine fetch something from another one."""
+class RefuseRoutes:
+    """An ASGI layer in front of Gradio: nobody makes this machine fetch from another one, or work for no page."""
 
     def __init__(self, app: Any):
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and _FETCHING.search(scope["path"]):
+        if scope["type"] == "http" and (_REFUSED.search(scope["path"]) or _no_file_is_named_so(scope["path"])):
             from starlette.responses import PlainTextResponse
 
-            await PlainTextResponse("Addresses are not fetched.", status_code=403)(scope, receive, send)
+            await PlainTextResponse("This is not served here.", status_code=403)(scope, receive, send)
             return
         await self.app(scope, receive, send)
+
+
+def _no_file_is_named_so(path: str) -> bool:
+    """Whether asking the file system for such a name would be an error, which Gradio doesn't expect."""
+    return "\0" in path or any(len(part.encode()) > MAX_NAME_BYTES for part in path.split("/"))
 
 
 def launch_options(host: str | None, port: int | None) -> dict[str, Any]:
@@ -46,7 +56,7 @@ def launch_options(host: str | None, port: int | None) -> dict[str, Any]:
         "share": False,
         "show_error": False,
         "allowed_paths": [],
-        "app_kwargs": {"middleware": [Middleware(RefuseAddresses)]},
+        "app_kwargs": {"middleware": [Middleware(RefuseRoutes)]},
         "max_file_size": MAX_UPLOAD_BYTES,
         "state_session_capacity": MAX_SESSIONS,
         "strict_cors": True,
