@@ -46,17 +46,17 @@ def main() -> int:
             load.run(requests, arguments.users)
             files = [outside, folder / names[0] / "config.json", Path("/etc/passwd")]
             ways = try_to_read(Visitor(demo.url), names[0], files)
-            alive = demo.is_alive()
-    wrong = load.wrong() + ([] if alive else ["the demo ended or raised an error"])
-    wrong += [f"memory grew by {load.growth() / 1e6:.0f} MB"] if load.growth() > GROWTH_LIMIT else []
-    wrong += [name for name in ("files_read", "server_errors") if ways[name]]
-    results = write_results(
-        arguments.output,
-        metrics=load.metrics() | ways | {"max_waiting": DemoArguments().max_waiting, "wrong": wrong},
-        seeds={"seed": arguments.seed},
-        arguments=vars(arguments),
-        wall_seconds=round(time.perf_counter() - started, 1),
-    )
+            wrong = load.wrong() + ([] if demo.is_alive() else ["the demo ended or raised an error"])
+            wrong += [f"memory grew by {load.growth() / 1e6:.0f} MB"] if load.growth() > GROWTH_LIMIT else []
+            wrong += [name for name in ("files_read", "server_errors") if ways[name]]
+            # Before the demo is stopped, lest a stop that fails takes the results along.
+            results = write_results(
+                arguments.output,
+                metrics=load.metrics() | ways | {"max_waiting": DemoArguments().max_waiting, "wrong": wrong},
+                seeds={"seed": arguments.seed},
+                arguments=vars(arguments),
+                wall_seconds=round(time.perf_counter() - started, 1),
+            )
     print_results(results)
     return int(bool(wrong))
 

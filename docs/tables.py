@@ -34,6 +34,14 @@ PROBES = (
     "cifar10-cpu-probe",
     "cifar10-masked-cpu-probe",
 )
+# Requests to the demo whose short names say too little.
+LOAD_KINDS = {
+    "completion": "completion of an uploaded image",
+    "inpainting": "inpainting of an uploaded image",
+    "leaves": "whole images, page closed midway",
+    "out of range": "number out of its range",
+    "path": "path on the server in place of an upload",
+}
 FINETUNED = ("digits-finetune", "digits-scratch", "cifar10-cpu-finetune", "cifar10-cpu-scratch")
 
 
@@ -184,13 +192,14 @@ def demo_load_table() -> str:
     rows = ["| request | how many | what came of it |", "|---|---|---|"]
     for kind, outcomes in metrics["outcomes"].items():
         answers = ", ".join(f"{count} {outcome}" for outcome, count in outcomes.items())
-        rows.append(f"| {kind} | {sum(outcomes.values())} | {answers} |")
+        rows.append(f"| {LOAD_KINDS.get(kind, kind)} | {sum(outcomes.values())} | {answers} |")
     seconds, queue, hardware = metrics["seconds_to_draw"], metrics["queue"], results["hardware"]
-    memory = [f"{megabytes:.0f} MB {when}" for when, megabytes in metrics["resident_megabytes"].items()]
+    measured = metrics["resident_megabytes"] | {"in the end": metrics["resident_megabytes"]["after"]}
+    memory = [f"{megabytes:.0f} MB {when}" for when, megabytes in measured.items() if when != "after"]
     note = (
         f"{arguments['users']} users at once, {arguments['requests']} requests, on {hardware['cores']} cores of "
-        f"{hardware['cpu']} beside other work. Right: the images that the library draws for this user's image and "
-        f"seed. Message: the cause in words. Refused: what no page sends. From asking to the last row it took "
+        f"{hardware['cpu']} beside much other work. Right: the images that the library draws for this user's image "
+        f"and seed. Message: the cause in words. Refused: what no page sends. From asking to the last row it took "
         f"{seconds['median']:.1f} s in the median, {seconds['p95']:.1f} s for 95 % and {seconds['max']:.1f} s at "
         f"most, waiting included; the last in line was number {queue['last_place']}. The server's memory: "
         f"{', '.join(memory)}. Of {metrics['ways_tried']:,} ways to a file that nobody uploaded "

@@ -82,7 +82,7 @@ def running_demo(folder: Path, *arguments: str) -> Iterator[Demo]:
             assert line, log.read_text()
             yield Demo(json.loads(line)["url"], process, log)
             process.send_signal(signal.SIGINT)
-            assert process.wait(30) == 0, log.read_text()
+            assert process.wait(120) == 0, log.read_text()
             left = process.stdout.read()
             assert left == "", left
         finally:
