@@ -107,7 +107,7 @@ def test_defaults_are_safe(app):
     assert app.max_file_size == 20 * 2**20 and app.delete_cache == (600, 3600)
     assert app.state_session_capacity if hasattr(app, "state_session_capacity") else True
     assert app._queue.max_size == MAX_WAITING
-    assert Version(gradio.__version__) >= Version("6.16")
+    assert Version(gradio.__version__) >= Version("6.29")
     assert "dev_mode" not in app.config or not app.config["dev_mode"]
     on_model = [fn for fn in app.fns.values() if fn.concurrency_id == "model"]
     assert len(on_model) >= 5 and {fn.concurrency_limit for fn in on_model} == {1}

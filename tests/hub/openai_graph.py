@@ -6,7 +6,7 @@ named as in it. What the sampler of masks draws is given instead.
 import numpy as np
 
 
-def graph_shapes(*, values=10, side=4, width=24, heads=3, layers=2, bert=False) -> dict[str, tuple[int, ...]]:
+def graph_shapes(*, values=10, side=4, width=24, heads=6, layers=2, bert=False) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the graph's variables, without its scope."""
     shapes = {"wpe": (side * side, width), "wte": (values, width), "wtet": (values, width), "ln_f/g": (width,)}
     if not bert:

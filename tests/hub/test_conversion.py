@@ -199,7 +199,7 @@ def test_changed_bytes_are_an_error(released, tmp_path, capsys):
     [
         ({"h1/mlp/c_fc/w": None}, "missing h1/mlp/c_fc/w"),
         ({"extra": np.zeros(3, np.float32)}, "unknown extra"),
-        ({"h0/attn/k_proj": np.zeros((3, 8, 25), np.float32)}, "`h0/attn/k_proj` must be of shape (3, 8, 24)"),
+        ({"h0/attn/k_proj": np.zeros((3, 8, 25), np.float32)}, "`h0/attn/k_proj` must be of shape (6, 4, 24)"),
         ({"wpe": np.zeros((15, 24), np.float32)}, "15 positions a square image"),
         ({"ln_f/g": np.full(24, np.nan, np.float32)}, "`ln_f/g` has 24 values that are not finite"),
         ({"wte": np.zeros((10, 24), np.float64)}, "`wte` must be float32, got float64"),
@@ -309,7 +309,8 @@ def test_biases_that_are_all_zero_are_dropped_and_that_is_said(tmp_path, capsys)
 
 
 def test_ours_without_biases_becomes_native_with_zeros():
-    ours = tiny_causal(torch.float32)
+    # Up to 5.20, transformers cuts the root of the head size to a whole number: let it be one.
+    ours = tiny_causal(torch.float32, num_attention_heads=6)
     native = to_native(ours)
     assert isinstance(native, NativeCausal)
     ids = random_tokens(ours.config)
