@@ -95,7 +95,7 @@ def _status(field: str) -> int:
 def machine_peaks() -> dict[str, float]:
     """Measured matrix-product and memory-reading peaks of this machine, to print beside every table."""
     block = torch.ones(32 * 1024 * 1024)
-    reading = min(_seconds(block.sum) for _ in range(5))
+    reading = min(seconds_of(block.sum) for _ in range(5))
     return {
         "matmul_gflops": matmul_peak(torch.device("cpu"), torch.float32, seconds=1.0) / 1e9,
         "memory_gb_per_second": block.numel() * 4 / reading / 1e9,
@@ -111,7 +111,8 @@ def describe_machine(peaks: dict[str, float]) -> str:
     )
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def seconds_of(work: Callable[[], object]) -> float:
+    """What a piece of work takes."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

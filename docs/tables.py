@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import os
 import re
+import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from hf_igpt.arguments import SHIPPED_RECIPES, shipped_recipes
 from hf_igpt.commands.main import COMMANDS
 from hf_igpt.evaluation.features import layer_window
 from hf_igpt.results import read_results
+from hf_igpt.training.plan_text import plans_table
 from hf_igpt.training.throughput import training_seconds
 
 
@@ -209,9 +211,55 @@ def demo_load_table() -> str:
     return "\n".join([*rows, "", note])
 
 
+def plans_text() -> str:
+    """What the shipped recipes cost, on one device and on eight."""
+    parts = []
+    for name in ("plan-one-device", "plan-eight-devices"):
+        results = read_results(RESULTS / f"{name}.json")
+        parts.append(plans_table(results["metrics"]["plans"]))
+        parts.append(f"`{results['command']}` ([JSON](docs/results/{name}.json))")
+    hardware = read_results(RESULTS / "plan-one-device.json")["hardware"]
+    parts.append(
+        f"GB are what the recipe as it is takes on one device. The CPU is {hardware['cores']} cores of "
+        f"{hardware['cpu']}. A device that fits fewer images at once accumulates the rest of a step."
+    )
+    return "\n\n".join(parts)
+
+
+def cost_model_table() -> str:
+    """Predicted memory and time of training steps on a CPU against measured ones."""
+    results = read_results(RESULTS / "benchmark-cost-model.json")
+    cases, hardware = results["metrics"]["cases"], results["hardware"]
+    rows = [
+        "| training step, fp32 | MB predicted | MB live | error | MB of the process | seconds | of the peak | error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case in cases:
+        memory, seconds = case["megabytes"], statistics.median(case["seconds"]["measured"])
+        rows.append(
+            f"| {case['name']} | {memory['predicted']:.0f} | {memory['live']:.0f} | {_signed(case['memory_error'])} "
+            f"| {memory['process']:.0f} | {seconds:.2f} | {_percent(case['fraction_of_peak'])} "
+            f"| {_signed(case['time_error'])} |"
+        )
+    memory, time = (max(abs(case[f"{what}_error"]) for case in cases) for what in ("memory", "time"))
+    flops = results["metrics"]["flops"]
+    note = (
+        f"On {hardware['cores']} cores of {hardware['cpu']}. The largest errors are {_percent(memory)} of the memory "
+        f"and {_percent(time)} of the time. FLOPs differ from torch's count by "
+        f"{abs(flops['counted'] - flops['predicted'])}. MB are above the model: live ones with every tensor in pages "
+        "of its own, those of the process with pieces that were freed. [cost_model.py](benchmarks/cost_model.py), "
+        "[JSON](docs/results/benchmark-cost-model.json)."
+    )
+    return "\n".join([*rows, "", note])
+
+
 def demo_max_waiting() -> str:
     """How many requests may wait in the demo."""
     return str(arguments_class("demo")().max_waiting)
+
+
+def _signed(error: float) -> str:
+    return f"{100 * error:+.0f} %"
 
 
 def _percent(share: float) -> str:
@@ -252,7 +300,7 @@ def palette_psnr() -> str:
 def arguments_class(command: str) -> type:
     """The dataclass of a command's options."""
     module = importlib.import_module(f"hf_igpt.commands.{command}")
-    if command in ("pretrain", "finetune"):
+    if command in ("plan", "pretrain", "finetune"):
         return getattr(module, f"{command.capitalize()}Arguments")
     own = [kind for kind in vars(module).values() if getattr(kind, "__module__", None) == module.__name__]
     (found,) = [kind for kind in own if dataclasses.is_dataclass(kind)]
@@ -260,9 +308,11 @@ def arguments_class(command: str) -> type:
 
 
 def options_table(command: str) -> str:
-    """Every option of a command."""
+    """Every option of a command, of plan those that pretrain doesn't have."""
     rows = ["| option | default | meaning |", "|---|---|---|"]
-    for field in dataclasses.fields(arguments_class(command)):
+    fields = {field.name: field for field in dataclasses.fields(arguments_class(command))}
+    names = arguments_class(command).__annotations__ if command == "plan" else fields
+    for field in (fields[name] for name in names):
         is_made = field.default is dataclasses.MISSING
         default = _shown(field.default_factory() if is_made else field.default)
         choices = ", ".join(f"`{choice}`" for choice in field.metadata["choices"] or ())
@@ -277,6 +327,7 @@ def commands_text() -> str:
     for command, (what, is_launched) in COMMANDS.items():
         if command != "env":
             where = " It runs on several devices." if is_launched else ""
+            where += " It takes every option of pretrain too." if command == "plan" else ""
             parts.append(f"## {command}\n\n`hf-igpt {command}`: {what}.{where}\n\n{options_table(command)}")
     return "\n\n".join(parts)
 
@@ -324,6 +375,8 @@ MARKED: dict[str, Callable[[], str]] = {
     "recipes": recipes_table,
     "demo-load": demo_load_table,
     "demo-max-waiting": demo_max_waiting,
+    "plans": plans_text,
+    "cost-model": cost_model_table,
     "digits-best-layer": partial(probe_accuracy, "digits", "best"),
     "digits-pixels": partial(probe_accuracy, "digits", "pixels"),
     "cifar10-cpu-best-layer": partial(probe_accuracy, "cifar10-cpu", "best"),

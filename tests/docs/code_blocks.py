@@ -12,6 +12,7 @@ from docs_scripts import tables
 from torch.distributed.run import get_args_parser
 
 from hf_igpt.arguments import parse_arguments
+from hf_igpt.commands import plan
 from hf_igpt.commands.main import COMMANDS
 
 
@@ -114,7 +115,9 @@ def check_launched(script: str, is_module: bool, words: list[str]) -> None:
 def check_own(command: str, *words: str) -> None:
     """Raises for a command of this package with wrong options, or with a recipe that there isn't."""
     assert command in COMMANDS, command
-    if command != "env" and "--help" not in words:
+    if command == "plan" and "--help" not in words:
+        plan.parse(list(words))
+    elif command != "env" and "--help" not in words:
         parse_arguments(tables.arguments_class(command), "", list(words))
 
 

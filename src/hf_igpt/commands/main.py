@@ -14,6 +14,7 @@ from hf_igpt.commands.running import run_command
 COMMANDS = {
     "fit_palette": ("fit a colour palette to images", False),
     "tokenize_dataset": ("turn images into tokens with a palette", False),
+    "plan": ("what a pretraining run costs and where it fits, without running it", False),
     "pretrain": ("train a model from images, with a recipe", True),
     "evaluate": ("score held-out images: nats per token, bits per pixel", True),
     "probe": ("what a classifier can read from every layer's frozen features", True),

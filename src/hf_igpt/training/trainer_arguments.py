@@ -69,9 +69,12 @@ def training_arguments(
     return TrainingArguments(**(fields | changes))
 
 
-def split_batch(arguments: "PretrainArguments | FinetuneArguments") -> tuple[int, int]:
-    """Images at once on a device, and accumulation steps, of one optimizer step. Raises ValueError for a remainder."""
-    devices, total = process_state().num_processes, arguments.total_batch_size
+def split_batch(arguments: "PretrainArguments | FinetuneArguments", devices: int | None = None) -> tuple[int, int]:
+    """
+    Images at once on a device, and accumulation steps, of one optimizer step, on so many devices, by default those of
+    this run. Raises ValueError for a remainder.
+    """
+    devices, total = devices or process_state().num_processes, arguments.total_batch_size
     if total % devices:
         raise ValueError(f"`total_batch_size` must be divisible by the number of devices, got {total} for {devices}.")
     per_device = arguments.per_device_train_batch_size or total // devices
