@@ -89,6 +89,11 @@ class PretrainArguments(TrainerOptions, ImageOptions, GridOptions):
         only_if=("tokens", not_),
     )
     palette: str | None = option(None, "folder or Hub name of an image processor to use instead of fitting a palette")
+    init_from: str | None = option(
+        None,
+        "folder or Hub name of a checkpoint whose weights and palette the run begins with; positions learned on "
+        "another grid are resampled",
+    )
     augmentation: str = option(
         "none",
         "drawn anew for every image and epoch: reflection-padded crops and flips of the tokens, or ImageNet's random "

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from hf_igpt.configuration_igpt import ImageGPTConfig
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
     from hf_igpt.training.arguments import PretrainArguments
+    from hf_igpt.training.initial_weights import InitialWeights
     from hf_igpt.training.trainer import IGPTTrainer
 
 PALETTE, TOKENS, CURVE = "palette", "tokens", "loss.png"
@@ -44,8 +45,9 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
     """
     state = process_state()
     _check(arguments)
+    initial = _initial_weights(arguments)
     tokens_folder = _find_tokens(arguments, state)
-    identity = run_identity(arguments) | _tokens_identity(tokens_folder)
+    identity = run_identity(arguments) | _tokens_identity(tokens_folder) | _weights_identity(initial)
     folder = Path(arguments.output_dir)
     if (results := finished_results(folder, identity)) is not None:
         state.wait_for_everyone()
@@ -54,10 +56,12 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
     holding = run_folder(folder, identity) if state.is_main_process else contextlib.nullcontext()
     with holding:
         if tokens_folder is None:
-            source, processor, tokens = _prepare(arguments, folder, state)
+            source, processor, tokens = _prepare(arguments, initial, folder, state)
         else:
             source, (processor, tokens) = None, _ready_tokens(arguments, tokens_folder)
-        trainer = _build_trainer(arguments, source, processor, tokens)
+        if initial is not None:
+            _check_colors(processor, initial, arguments)
+        trainer = _build_trainer(arguments, initial, source, processor, tokens)
         resumed_from = train_to_the_end(trainer)
         trainer.save_model(folder / MODEL)
         metrics = _metrics(trainer, arguments, tokens)
@@ -95,7 +99,9 @@ def _check(arguments: "PretrainArguments") -> None:
     check_backend(arguments.attn_implementation)
 
 
-def _prepare(arguments: "PretrainArguments", folder: Path, state: Any) -> tuple[Any, Any, "DatasetDict"]:
+def _prepare(
+    arguments: "PretrainArguments", initial: "InitialWeights | None", folder: Path, state: Any
+) -> tuple[Any, Any, "DatasetDict"]:
     """Palette and tokens: made by the main process, read by the others once it is done."""
     from hf_igpt.data.options import grid_size, load_source
     from hf_igpt.data.preparation import prepare_palette, prepare_tokens
@@ -103,7 +109,15 @@ def _prepare(arguments: "PretrainArguments", folder: Path, state: Any) -> tuple[
 
     with state.main_process_first():
         source = load_source(arguments)
-        if arguments.palette is None:
+        if arguments.palette is None and initial is not None:
+            crop = {} if arguments.crop_size is None else {"do_center_crop": True, "crop_size": arguments.crop_size}
+            processor = IGPTImageProcessor(
+                size=grid_size(arguments),
+                palette=initial.processor.palette,
+                resample=initial.processor.resample,
+                **crop,
+            )
+        elif arguments.palette is None:
             processor = prepare_palette(
                 folder / PALETTE,
                 source,
@@ -135,6 +149,38 @@ def _find_tokens(arguments: "PretrainArguments", state: Any) -> Path | None:
 def _tokens_identity(tokens_folder: Path | None) -> dict[str, str]:
     """What tells these tokens from later ones of the same name."""
     return {} if tokens_folder is None else {"tokens_manifest": sha256(tokens_folder / MANIFEST)}
+
+
+def _initial_weights(arguments: "PretrainArguments") -> "InitialWeights | None":
+    from hf_igpt.data.options import grid_size
+    from hf_igpt.training.initial_weights import load_initial_weights
+
+    if arguments.init_from is None:
+        return None
+    size = grid_size(arguments)
+    config = model_config(arguments, arguments.num_colors, (size["height"], size["width"]))
+    initial = load_initial_weights(arguments.init_from, config)
+    is_palette_theirs = arguments.palette is None and arguments.tokens is None
+    if is_palette_theirs and arguments.num_colors != initial.processor.num_colors:
+        raise ValueError(
+            f"`num_colors` is {arguments.num_colors}, but the palette of {arguments.init_from} has "
+            f"{initial.processor.num_colors} colours, with which the run goes on. Give that number."
+        )
+    return initial
+
+
+def _weights_identity(initial: "InitialWeights | None") -> dict[str, str]:
+    """What tells these weights from later ones of the same name."""
+    return {} if initial is None else {"initial_weights": initial.digest}
+
+
+def _check_colors(processor: "IGPTImageProcessor", initial: "InitialWeights", arguments: "PretrainArguments") -> None:
+    if processor.palette_hash != initial.processor.palette_hash:
+        raise ValueError(
+            f"`init_from`: the tokens of {arguments.init_from} are of palette {initial.processor.palette_hash}, those "
+            f"of {arguments.palette or arguments.tokens} of {processor.palette_hash}, so that they mean other "
+            "colours. Leave `palette` out, or tokenize with the checkpoint's."
+        )
 
 
 def _ready_tokens(arguments: "PretrainArguments", folder: Path) -> "tuple[IGPTImageProcessor, DatasetDict]":
@@ -184,11 +230,16 @@ def model_config(arguments: "PretrainArguments", num_colors: int, grid: tuple[in
 
 
 def _build_trainer(
-    arguments: "PretrainArguments", source: Any, processor: "IGPTImageProcessor", tokens: "DatasetDict"
+    arguments: "PretrainArguments",
+    initial: "InitialWeights | None",
+    source: Any,
+    processor: "IGPTImageProcessor",
+    tokens: "DatasetDict",
 ) -> "IGPTTrainer":
     from transformers import set_seed
 
     from hf_igpt.training.callbacks import SampleGridCallback
+    from hf_igpt.training.initial_weights import copy_weights
     from hf_igpt.training.objectives import collator, model_class
     from hf_igpt.training.trainer import IGPTTrainer
 
@@ -197,6 +248,8 @@ def _build_trainer(
     training = training_arguments(arguments, len(tokens["train"]))
     # `from_config` picks the attention backend; a checkpoint of another backend loads all the same.
     model = model_class(config)._from_config(config, attn_implementation=arguments.attn_implementation)
+    if initial is not None:
+        copy_weights(initial, model)
     throughput = throughput_of(config, training, arguments.total_batch_size)
     trainer = IGPTTrainer(
         model,
