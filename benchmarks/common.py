@@ -44,14 +44,19 @@ def build_ours(native: NativeModel, **options) -> ImageGPTForCausalImageModeling
         return ImageGPTForCausalImageModeling.from_pretrained(folder, **options)
 
 
-def paired_seconds(works: dict[str, Callable[[], object]], repeats: int, warm_up: int = 1) -> dict[str, list[float]]:
+def paired_seconds(
+    works: dict[str, Callable[[], object]],
+    repeats: int,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
     """Seconds of each piece of work, in turns, so that a machine that slows down slows all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for repeat in range(-warm_up, repeats):
         for name, work in works.items():
-            start = time.perf_counter()
+            start = clock()
             work()
-            elapsed = time.perf_counter() - start
+            elapsed = clock() - start
             if repeat >= 0:
                 seconds[name].append(elapsed)
     return seconds

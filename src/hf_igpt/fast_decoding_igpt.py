@@ -43,7 +43,7 @@ def can_decode(
     """Whether `decode` does what transformers' loop does with these arguments of `_sample`."""
     return (
         _is_plain_request(generation_config, stopping_criteria)
-        and _is_plain_model(model)
+        and is_plain_model(model)
         and _is_plain_input(model.config, input_ids, generation_config, model_kwargs)
     )
 
@@ -97,7 +97,7 @@ def _is_plain_cache(cache: Cache | None, config: ImageGPTConfig) -> bool:
     )
 
 
-def _is_plain_model(model: nn.Module) -> bool:
+def is_plain_model(model: nn.Module) -> bool:
     """Whether the model computes what its classes say: no dropout, hook, adapter, quantized or offloaded weight."""
     if model.training or model.config._attn_implementation not in _BACKENDS:
         return False
@@ -311,7 +311,8 @@ class TokenDecoder:
         self.head = model.lm_head.weight.t()
         self.blocks = [self._weights(block) for block in transformer.h]
         self.norm_f = self._norm_weight(transformer.ln_f)
-        self._take_memory(batch, config.intermediate_size, config.layer_norm_eps, max(m.room for m in memories))
+        room = max((memory.room for memory in memories), default=0)
+        self._take_memory(batch, config.intermediate_size, config.layer_norm_eps, room)
 
     def _weights(self, block: nn.Module) -> _BlockWeights:
         attention, mlp = block.attn, block.mlp
@@ -398,6 +399,47 @@ class TokenDecoder:
         _add_product(self.hidden, self.activated, weights.down, weights.down_bias, 1 / QUICK_GELU_SCALE)
 
 
+class SpanDecoder(TokenDecoder):
+    """A next-pixel head's blocks at work on some tokens of every image at a time; a cache keeps keys and values."""
+
+    def __init__(self, model: nn.Module, batch: int, length: int):
+        """
+        Args:
+            model: a head that `is_plain_model` takes.
+            batch: images.
+            length: tokens of each.
+        """
+        super().__init__(model, [], batch * length)
+        self.windows = [block.attn.window for block in model.transformer.h]
+        # (3, B, H, T, D)
+        self.states = self.qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        self.attended_spans = self.attended.view(batch, length, self.heads, -1).transpose(1, 2)
+
+    def run(
+        self, hidden: torch.Tensor, masks: dict[int | None, torch.Tensor], cache: Cache, layers: range
+    ) -> torch.Tensor:
+        """
+        Some blocks on hidden states of shape (B, T, C).
+
+        Args:
+            masks: by the blocks' windows, True for what is seen, of shape (B, 1, T, keys).
+            cache: keeps keys and values; only its `update` is called.
+        """
+        self.hidden.copy_(hidden.flatten(0, 1))
+        for layer in layers:
+            weights = self.blocks[layer]
+            _multiply(self._norm(weights.norm_1), weights.qkv, weights.qkv_bias, 1.0, self.qkv)
+            query, key, value = self.states
+            key, value = cache.update(key, value, layer)
+            mask = masks[self.windows[layer]]
+            self.attended_spans.copy_(
+                F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=weights.scaling)
+            )
+            _add_product(self.hidden, self.attended, weights.projection, weights.projection_bias, 1.0)
+            self._transform(weights)
+        return self.hidden.clone().view(hidden.shape)
+
+
 def _multiply(
     states: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None, scale: float, out: torch.Tensor
 ) -> None:
@@ -419,4 +461,4 @@ def _add_product(
         hidden.add_(bias)
 
 
-__all__ = ["Choose", "LayerMemory", "TokenDecoder", "can_decode", "decode"]
+__all__ = ["Choose", "LayerMemory", "SpanDecoder", "TokenDecoder", "can_decode", "decode", "is_plain_model"]

@@ -32,6 +32,7 @@ from transformers.generation.logits_process import (
 )
 
 from .checks_igpt import check_tokens
+from .fast_decoding_igpt import SpanDecoder, is_plain_model
 from .generation_igpt import (
     NOT_FINITE,
     Generators,
@@ -146,6 +147,7 @@ def parallel_passes(
         )
     if forecast == "shallow_exit" and exit_layer is None:
         exit_layer = max(1, model.config.num_hidden_layers // 4)
+    window = min(window, max_length - input_ids.shape[1])
     noise = _Noise(model, len(input_ids), window, max_length, generator) if do_sample else None
     decoder = _Decoder(model, input_ids.to(model.device), window, max_length, processors, noise)
     while decoder.unfinished:
@@ -229,6 +231,9 @@ class _Decoder:
         batch, length = input_ids.shape
         self.model, self.window, self.max_length = model, window, max_length
         self.processors, self.noise = processors, noise
+        # A config answers slowly.
+        self._layers, self._last_position = model.config.num_hidden_layers, model.config.n_positions - 1
+        self._left, self._above = model.config.num_channels, model.config.num_channels * model.config.grid[1]
         # The columns behind the last id take what a pass gives for images that end before others.
         self.ids = input_ids.new_zeros((batch, max_length + window), dtype=torch.long)
         self.ids[:, :length] = input_ids
@@ -239,6 +244,8 @@ class _Decoder:
         self._columns = torch.arange(max_length + window, device=input_ids.device)
         self._counts = [length] * batch
         self._cache = _RaggedCache(max_length + window)
+        self._is_plain = is_plain_model(model)
+        self._span_decoders: dict[torch.Size, SpanDecoder] = {}
         if length > 1:
             # Passes begin with the last known id.
             places = self._columns[: length - 1].expand(batch, -1)
@@ -248,26 +255,24 @@ class _Decoder:
         """Forecasts by copies of earlier ids: all that are unknown, or those that no pass has looked at."""
         if self.window == 1:
             return
-        config, known = self.model.config, self.known[self._rows, None]
+        known = self.known[self._rows, None]
         first = self.looked_at[self._rows, None] if forecast == "fixed_point" else known
         places = known + self._columns[: self.window - 1]
-        left, above = config.num_channels, config.num_channels * config.grid[1]
         # As many steps back as lead to something that isn't itself to be filled in.
-        source = places - ((places - first) // left + 1) * left
+        source = places - ((places - first) // self._left + 1) * self._left
         if forecast != "repeat":
-            higher = places - ((places - first) // above + 1) * above
+            higher = places - ((places - first) // self._above + 1) * self._above
             source = higher.where(higher > 0, source)
         copied = self._get(source.clamp(min=0)).where(source > 0, 0)
         self._put(places, copied.where(places >= first, self._get(places)))
 
     def check(self, exit_layer: int) -> None:
         """One pass over the first W unknown ids of every image, with forecasts in front of all but the first."""
-        width = min(self.window, self.max_length - min(self._counts))
         if self.noise is not None:
             self.noise.reach(self.unfinished, self._counts)
-        places = self.known[self._rows, None] - 1 + self._columns[:width]
+        places = self.known[self._rows, None] - 1 + self._columns[: self.window]
         hidden = self._draft(places, exit_layer) if exit_layer else self._embed(places)
-        hidden = self._run(hidden, places, max(self._counts) - 1 + width, slice(exit_layer, None))
+        hidden = self._run(hidden, places, max(self._counts) - 1 + self.window, slice(exit_layer, None))
         drawn = self._draw(hidden, places)
         right = (drawn[:, :-1] == self._get(places[:, 1:])).long().cumprod(dim=1).sum(dim=1)
         self._put(places + 1, drawn)
@@ -298,7 +303,7 @@ class _Decoder:
     def _embed(self, places: torch.LongTensor) -> torch.Tensor:
         backbone = self.model.transformer
         # What lies behind the last id of an image has no position; nothing comes of it.
-        positions = places.clamp(max=self.model.config.n_positions - 1)
+        positions = places.clamp(max=self._last_position)
         return backbone.wte(self._get(places)) + backbone.wpe(positions)
 
     def _run(self, hidden: torch.Tensor, places: torch.LongTensor, end: int, layers: slice) -> torch.Tensor:
@@ -308,9 +313,17 @@ class _Decoder:
         masks = {None: (distances >= 0).unsqueeze(1)}
         for window in {block.attn.window for block in blocks} - {None}:
             masks[window] = masks[None] & (distances < window).unsqueeze(1)
+        if self._is_plain:
+            numbers = range(self._layers)[layers]
+            return self._span_decoder(places.shape).run(hidden, masks, self._cache, numbers)
         for block in blocks:
             hidden = block(hidden, masks[block.attn.window], self._cache)
         return hidden
+
+    def _span_decoder(self, shape: torch.Size) -> SpanDecoder:
+        if shape not in self._span_decoders:
+            self._span_decoders[shape] = SpanDecoder(self.model, *shape)
+        return self._span_decoders[shape]
 
     def _get(self, places: torch.LongTensor) -> torch.LongTensor:
         return self.ids.take(places + self._rows[:, None] * self.ids.shape[1])
@@ -327,6 +340,7 @@ class _Decoder:
             kept = torch.tensor(going, dtype=torch.long, device=self._rows.device)
             self._rows = self._rows[kept]
             self._cache.keep(kept)
+            self._span_decoders.clear()
         self._counts = [counts[row] for row in going]
 
 
