@@ -381,6 +381,8 @@ class _Noise:
         self.max_length, self.generator = max_length, generator
         # A ring: id i is at i modulo W. In float32, like the logits that `generate` draws from.
         self._ring = torch.ones((num_images, window, model.config.num_values), device=model.device)
+        self._slots = [list(row) for row in self._ring]
+        self._is_shared = generator is None or isinstance(generator, torch.Generator)
         self._reached: list[int] | None = None
         # With one generator for all images, what was drawn for those that are behind.
         self._waiting: dict[int, torch.Tensor] = {}
@@ -403,13 +405,13 @@ class _Noise:
         return self._ring[rows[:, None], places % self._ring.shape[1]]
 
     def _fill(self, row: int, place: int) -> None:
-        slot = self._ring[row, place % self._ring.shape[1]]
-        if self.generator is None or isinstance(self.generator, torch.Generator):
-            if place not in self._waiting:
-                self._waiting[place] = fill_exponentially(torch.empty_like(self._ring[:, 0]), self.generator)
-            slot.copy_(self._waiting[place][row])
-        else:
+        slot = self._slots[row][place % len(self._slots[row])]
+        if not self._is_shared:
             slot.exponential_(generator=self.generator[row])
+            return
+        if place not in self._waiting:
+            self._waiting[place] = fill_exponentially(torch.empty_like(self._ring[:, 0]), self.generator)
+        slot.copy_(self._waiting[place][row])
 
 
 __all__ = ["FORECASTS", "check_parallel_options", "check_processors", "parallel_decode", "parallel_passes"]
