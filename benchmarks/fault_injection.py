@@ -1,97 +1,230 @@
-"""Kills and damages tiny training runs far more often than the tests do, and writes what came of it as JSON.
+"""Kills, damages, fills disks and stops processes far more often than the tests do, and writes a JSON of it.
 
-    OMP_NUM_THREADS=1 python benchmarks/fault_injection.py --output outputs/fault_injection.json
+    OMP_NUM_THREADS=1 python benchmarks/fault_injection.py --output outputs/fault-injection.json
 
-Needs Linux, a checkout (the trials are those of tests/training) and the `train` extra; about four minutes on 2 cores.
-Every trial ends in "ok CHECKPOINT" (resumed from it, weights bit for bit and losses equal to the uninterrupted run),
-"ok", "found" (damage), or says what went wrong. The exit status is 1 if any went wrong.
+Needs Linux, a checkout (the trials are those of tests/training) and the `train` extra. With `--jobs 2` it takes about
+a quarter of an hour on two idle cores. Finished parts are kept beside the output: interrupted, the command goes on.
+
+Every trial is a tiny run, and ends in words: "ok CHECKPOINT" (resumed from it, weights bit for bit and losses equal to
+the undisturbed run), "ok", "found" (damage), "stopped" (a bad number), or what went wrong. The same is done to
+transformers' own Trainer, resumed with its own `get_last_checkpoint`. The exit status is 1 if any of ours went wrong.
 """
 
 import argparse
-import random
+import json
+import os
+import queue
+import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from hf_igpt.results import git_commit, print_results, write_results
+from hf_igpt.storage import read_json, write_json
 
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "training"))
-
-import fault_harness  # noqa: E402
-
-from hf_igpt.results import print_results, write_results  # noqa: E402
-from hf_igpt.storage import DamagedFolderError, list_checkpoints, verify_folder  # noqa: E402
+HARNESS = Path(__file__).parents[1] / "tests" / "training" / "fault_harness.py"
+GOOD = ("ok", "found", "stopped")
+OURS, TRAINER = "ours", "Trainer"
 
 
-def damaged_files(folder: Path, trials: int, seed: int) -> dict:
-    """Flips one byte or cuts one file of a checkpoint at a seeded place."""
-    fault_harness.start_in_children(str(folder), starts=[{"max_steps": 2}])
-    checkpoint = list_checkpoints(folder)[0][1]
-    files = sorted(path for path in checkpoint.iterdir())
-    generator, outcomes = random.Random(seed), []
-    for trial in range(trials):
-        path = files[trial % len(files)]
-        original = path.read_bytes()
-        at = generator.randrange(len(original))
-        flipped = bytes([original[at] ^ generator.randrange(1, 256)]) + original[at + 1 :]
-        path.write_bytes(original[:at] + (flipped if trial % 2 else b""))
-        try:
-            verify_folder(checkpoint)
-            outcomes.append({"file": path.name, "at": at, "outcome": "not found"})
-        except DamagedFolderError:
-            outcomes.append({"file": path.name, "at": at, "outcome": "found"})
-        path.write_bytes(original)
-    return {"trials": outcomes}
+@dataclass(frozen=True)
+class Part:
+    """One call of the harness: a row of the table, whose trials they are, and what to call."""
+
+    row: str
+    whose: str
+    command: str
+    arguments: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """What tells it from the others."""
+        return json.dumps([self.row, self.whose, self.command, self.arguments])
 
 
-def repeated_saves(folder: Path, saves: int) -> dict:
-    """Saves of two processes without a fault; each counts as a trial."""
-    answer = fault_harness.repeated_saves(str(folder), saves=saves)
-    good = answer["complete"] if answer["statuses"] == [0, 0] else 0
-    return {"trials": [{"outcome": "ok"}] * good + [{"outcome": str(answer["statuses"])}] * (saves - good)}
+class Parts:
+    """All calls, in the table's order: `trials` of each kind that is drawn."""
+
+    def __init__(self, trials: int, seed: int):
+        self.trials, self.seed, self.found = trials, seed, list[Part]()
+        self._saves()
+        self._moments()
+        self._steps_and_processes()
+        self._data()
+
+    def _add(self, row: str, whose: str, command: str, **arguments: Any) -> None:
+        self.found.append(Part(row, whose, command, arguments))
+
+    def _saves(self) -> None:
+        row, limit = "kill at every file operation of a save", {"save_total_limit": 1}
+        self._add(f"{row}, 1 process", OURS, "crash_points", **limit)
+        self._add(f"{row}, 1 process", TRAINER, "crash_points", trainer="native", **limit)
+        for rank in (0, 1):
+            self._add(f"{row}, process {rank} of 2", OURS, "crash_points", processes=2, rank=rank, **limit)
+        self._add("saves of 2 processes without a fault", OURS, "repeated_saves", saves=25)
+        row = "disk full from a write of a save on"
+        self._add(f"{row}, 1 process", OURS, "full_disk_points")
+        self._add(f"{row}, 1 process", TRAINER, "full_disk_points", trainer="native")
+        self._add(f"{row}, for one of 2", OURS, "full_disk_points", processes=2, every=6)
+
+    def _moments(self) -> None:
+        fifth = self.trials // 5
+        row = "runs killed 1 to 5 times, at random moments of training"
+        for kills in range(1, 6):
+            self._add(row, OURS, "random_kills", trials=fifth, kills=kills, seed=self.seed + kills)
+        row = "SIGTERM or Ctrl-C at a random moment"
+        for part in range(4):
+            self._add(f"{row}, 1 process", OURS, "signal_trials", trials=fifth, seed=self.seed + part)
+        self._add(f"{row}, 1 process", TRAINER, "signal_trials", trials=fifth, trainer="native")
+        self._add(f"{row}, to one of 2", OURS, "signal_trials", trials=fifth, processes=2, seed=self.seed)
+
+    def _steps_and_processes(self) -> None:
+        row = "loss or gradient of a step not finite"
+        for fault in ("nan", "constant", "gradient"):
+            self._add(f"{row}, 1 process", OURS, "stopped_step", fault=fault)
+            self._add(f"{row}, 1 process", TRAINER, "native_faulty_step", fault=fault)
+            for rank in (0, 1):
+                self._add(f"{row}, on one of 2", OURS, "stopped_step", fault=fault, processes=2, rank=rank)
+        for fault in ("dies", "raises", "hangs"):
+            row = f"one of 2 processes {fault}: the other ends in time"
+            for rank in (0, 1):
+                self._add(row, OURS, "lost_process", fault=fault, rank=rank)
+            self._add(row, TRAINER, "lost_process", fault=fault, trainer="native")
+
+    def _data(self) -> None:
+        stages = {"palette": "palette fitting", "tokens": "tokenization", "features": "feature extraction"}
+        for stage, name in stages.items():
+            row = f"kill at a random moment of {name}"
+            self._add(row, OURS, "killed_stage", stage=stage, trials=self.trials, seed=self.seed)
+        row, tokens = "kill at a random moment of tokenization in 4 processes", {"stage": "tokens"}
+        self._add(row, OURS, "killed_stage", trials=self.trials // 5, num_proc=4, seed=self.seed, **tokens)
+        row = "two processes make the same tokens at once"
+        self._add(row, OURS, "stage_made_twice", trials=self.trials // 10, seed=self.seed, **tokens)
+        kinds = {"checkpoint": "a checkpoint", "tokens": "a tokenized data set", "features": "a feature cache"}
+        for kind, name in kinds.items():
+            row = f"one byte flipped or a file cut in {name}"
+            self._add(row, OURS, f"damaged_{kind}", trials=3 * self.trials, seed=self.seed)
+            if kind == "checkpoint":
+                self._add(row, TRAINER, "damaged_native_checkpoint", trials=self.trials, seed=self.seed)
 
 
-def random_kills(folder: Path, trials: int, seed: int) -> dict:
-    """Runs killed one to five times each at random moments."""
-    parts = [
-        fault_harness.random_kills(str(folder / str(kills)), trials=trials // 5, kills=kills, seed=seed + kills)
-        for kills in range(1, 6)
-    ]
-    return {"trials": [trial for part in parts for trial in part["trials"]]}
+class Harness:
+    """A process that has imported everything and forks trials."""
+
+    def __init__(self, errors: Path):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(HARNESS)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors.open("ab"),
+            env=environment,
+            text=True,
+        )
+
+    def call(self, part: Part, folder: str) -> dict[str, Any]:
+        """What the harness answers; RuntimeError if it ends."""
+        self.process.stdin.write(json.dumps([part.command, folder, part.arguments]) + "\n")
+        self.process.stdin.flush()
+        if not (answer := self.process.stdout.readline()):
+            raise RuntimeError(f"the harness ended in {part.command} {part.arguments}")
+        return json.loads(answer)
+
+
+def run_parts(waiting: list[Part], jobs: int, folder: Path, finish) -> None:
+    """Runs the parts in so many harnesses; `finish` takes each part with its answer."""
+    todo: queue.SimpleQueue[Part] = queue.SimpleQueue()
+    for part in waiting:
+        todo.put(part)
+
+    def work(number: int) -> None:
+        harness = Harness(folder / f"stderr-{number}")
+        while True:
+            try:
+                part = todo.get_nowait()
+            except queue.Empty:
+                break
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                finish(part, harness.call(part, place))
+        harness.process.stdin.close()
+        harness.process.wait()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(min(jobs, len(waiting)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def in_words(trial: dict[str, Any]) -> str:
+    """A trial on one line."""
+    where = [str(value) for name, value in trial.items() if name != "outcome"]
+    return f"{' '.join(where)}: {trial['outcome']}" if where else trial["outcome"]
 
 
 def main() -> int:
+    """Runs what isn't finished and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="outputs/fault_injection.json", help="JSON file to write")
-    parser.add_argument(
-        "--trials", type=int, default=100, help="runs killed at random moments; damages are 3 times as many"
-    )
+    parser.add_argument("--output", default="outputs/fault-injection.json", help="JSON file to write")
+    parser.add_argument("--trials", type=int, default=100, help="of each kind that is drawn; damages 3 times as many")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments, places and samples")
-    arguments = parser.parse_args()
-    started, sections = time.perf_counter(), {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for processes, rank in ((1, 0), (2, 0), (2, 1)):
-            name = f"kill at every operation of a save, process {rank} of {processes}"
-            sections[name] = fault_harness.crash_points(
-                str(folder / name), processes=processes, rank=rank, save_total_limit=1
-            )
-        sections["saves of two processes without a fault"] = repeated_saves(folder / "saves", 25)
-        sections["kills at random moments"] = random_kills(folder / "kills", arguments.trials, arguments.seed)
-        sections["one file damaged"] = damaged_files(folder / "damage", 3 * arguments.trials, arguments.seed)
-    counts = {name: dict(Counter(trial["outcome"] for trial in part["trials"])) for name, part in sections.items()}
-    kills = sum(len(trial["newest_at_kill"]) for trial in sections["kills at random moments"]["trials"])
-    results = write_results(
-        arguments.output,
-        metrics=counts | {"kills at random moments that hit a run": kills},
-        seeds={"seed": arguments.seed},
-        arguments=vars(arguments),
-        wall_seconds=round(time.perf_counter() - started, 1),
-        sections=sections,
+    parser.add_argument("--jobs", type=int, default=1, help="trials at once")
+    parser.add_argument(
+        "--only", default="", help="only the rows with this text; they are kept, but nothing is written"
     )
-    print_results({name: value for name, value in results.items() if name != "sections"})
-    return int(any(not outcome.startswith(("ok", "found")) for part in counts.values() for outcome in part))
+    arguments = parser.parse_args()
+    output, started = Path(arguments.output), time.perf_counter()
+    kept = output.with_suffix(".parts.json")
+    commit = git_commit()
+    state = read_json(kept) if kept.is_file() else {}
+    if state.get("commit") != commit:
+        state = {"commit": commit, "seconds": 0.0, "answers": {}}
+    every = Parts(arguments.trials, arguments.seed).found
+    waiting = [part for part in every if part.key not in state["answers"] and arguments.only in part.row]
+    lock = threading.Lock()
+
+    def finish(part: Part, answer: dict[str, Any]) -> None:
+        with lock:
+            state["answers"][part.key] = answer
+            write_json(kept, state)
+            outcomes = Counter(trial["outcome"] for trial in answer["trials"])
+            print(f"{part.row} ({part.whose}): {dict(outcomes)}", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        run_parts(waiting, arguments.jobs, Path(folder), finish)
+    state["seconds"] += time.perf_counter() - started
+    write_json(kept, state)
+    if any(part.key not in state["answers"] for part in every):
+        return 0
+    rows: dict[str, dict[str, Any]] = {}
+    trials: dict[str, list[str]] = {}
+    for part in every:
+        answer = state["answers"][part.key]
+        cell = rows.setdefault(part.row, {}).setdefault(part.whose, {"trials": 0, "good": 0, "outcomes": {}})
+        for trial in answer["trials"]:
+            cell["trials"] += 1
+            cell["good"] += trial["outcome"].startswith(GOOD)
+            cell["outcomes"][trial["outcome"]] = cell["outcomes"].get(trial["outcome"], 0) + 1
+            if "seconds" in trial:
+                cell["longest_seconds"] = max(cell.get("longest_seconds", 0.0), trial["seconds"])
+        trials.setdefault(f"{part.row} ({part.whose})", []).extend(map(in_words, answer["trials"]))
+    results = write_results(
+        output,
+        metrics={"rows": rows},
+        seeds={"seed": arguments.seed},
+        arguments={"trials": arguments.trials, "jobs": arguments.jobs},
+        wall_seconds=round(state["seconds"], 1),
+        trials=trials,
+    )
+    kept.unlink()
+    print_results({name: value for name, value in results.items() if name != "trials"})
+    return int(any(cells[OURS]["good"] < cells[OURS]["trials"] for cells in rows.values()))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,15 @@ import copy
 
 import pytest
 import torch
-from tiny_models import assert_discriminates, random_tokens, randomize_, tiny_causal, tiny_config, with_start
+from tiny_models import (
+    assert_discriminates,
+    random_tokens,
+    randomize_,
+    tiny_causal,
+    tiny_config,
+    tiny_masked,
+    with_start,
+)
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import StaticCache
@@ -267,3 +275,25 @@ def test_autocast_equals_float32_within_bfloat16s_rounding_and_has_every_gradien
         mixed = loss_and_gradients(model, labels=tokens)
     assert mixed[0].dtype == torch.float32
     assert_same(mixed, exact, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("make", [tiny_causal, tiny_masked])
+def test_loss_is_finite_with_weights_a_hundred_times_the_initial_scale(make, dtype):
+    """Norms, softmax and loss stay in float32, where these weights overflow half precision."""
+    exact = make()
+    with torch.no_grad():
+        for weight in exact.parameters():
+            if weight.dim() > 1:
+                weight.mul_(100 * exact.config.initializer_range / weight.std())
+    tokens = random_tokens(exact.config, batch=4)
+    masked = {} if make is tiny_causal else {"bool_masked_pos": torch.rand(tokens.shape) < 0.5}
+    expected = exact(input_ids=tokens, labels=tokens, **masked).loss if masked else exact(labels=tokens).loss
+    assert expected > 10, "the weights are not large enough to tell"
+    for backend in ("eager", "sdpa"):
+        model = copy.deepcopy(exact).to(dtype)
+        model.set_attn_implementation(backend)
+        loss = model(input_ids=tokens, labels=tokens, **masked).loss if masked else model(labels=tokens).loss
+        loss.backward()
+        assert loss.item() == pytest.approx(expected.item(), rel=0.2)
+        assert all(weight.grad.isfinite().all() for weight in model.parameters() if weight.grad is not None)

@@ -5,6 +5,7 @@ Whatever this package writes becomes visible whole or not at all, and whatever i
 - `staged_folder` writes a folder under a hidden name, adds a manifest of sizes and SHA-256, and renames it;
 - `verify_folder`, `is_complete` and `newest_complete_checkpoint` read that manifest;
 - `atomic_path`, `write_bytes`, `write_json` do the same for one file;
+- `work_lock` lets one process make a folder while others wait;
 - `folder_lock`, `check_claim`, `claim_folder`, `check_writable`, `clean_leftovers` guard an output folder.
 
 JSON goes through `redact` first.
@@ -398,12 +399,13 @@ def claim_folder(folder: str | os.PathLike, run_id: str) -> None:
         write_json(Path(folder) / CLAIM, {"run_id": run_id})
 
 
-_held: set[int] = set()
+# Locks of this process: descriptor to device and inode.
+_held: dict[int, tuple[int, int]] = {}
 
 
 def _let_go(descriptor: int) -> None:
     if descriptor in _held:
-        _held.remove(descriptor)
+        del _held[descriptor]
         os.close(descriptor)
 
 
@@ -419,8 +421,61 @@ def _let_go_in_forks() -> None:
 
 
 @contextlib.contextmanager
+def scratch_folder(folder: str | os.PathLike) -> Iterator[Path]:
+    """An empty folder beside `folder` for what is needed to make it. Removed in the end, and at the next start."""
+    scratch = Path(folder).with_name(f"{PARTIAL}scratch-{Path(folder).name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def work_lock(folder: str | os.PathLike) -> Iterator[None]:
+    """Lets one process at a time make a folder: another one waits here, and finds it finished.
+
+    The lock is a hidden file beside the folder, which is removed in the end.
+    """
+    import fcntl
+
+    path = Path(folder).with_name(f"{PARTIAL}{Path(folder).name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _let_go_in_forks()
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES):
+                raise
+            # Nothing can be made here, so nobody has to wait; what is finished can be read.
+            yield
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.warning("Waiting for another process that makes %s.", folder)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        held = os.fstat(descriptor)
+        # The file that was waited for may be gone, and another one in its place.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(held, os.stat(path)):
+                break
+        os.close(descriptor)
+    _held[descriptor] = (held.st_dev, held.st_ino)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        _let_go(descriptor)
+
+
+@contextlib.contextmanager
 def folder_lock(folder: str | os.PathLike, run_id: str) -> Iterator[None]:
     """Holds the one lock of an output folder. It ends with the process, however that ends.
+
+    One process may hold it twice.
 
     Raises `FolderInUseError` at once, with the holder's run id, if another run has it. With several processes only one
     of them takes the lock.
@@ -430,7 +485,12 @@ def folder_lock(folder: str | os.PathLike, run_id: str) -> Iterator[None]:
     Path(folder).mkdir(parents=True, exist_ok=True)
     _let_go_in_forks()
     descriptor = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    _held.add(descriptor)
+    status = os.fstat(descriptor)
+    if (lock := (status.st_dev, status.st_ino)) in _held.values():
+        os.close(descriptor)
+        yield
+        return
+    _held[descriptor] = lock
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

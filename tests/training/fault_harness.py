@@ -25,11 +25,12 @@ import numpy as np
 import torch
 import transformers.modeling_utils
 from datasets import Dataset, Features, List, Value
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
 from hf_igpt import ImageGPTConfig, ImageGPTForCausalImageModeling, storage
 from hf_igpt.data.loading import TokenCollator, TokenDataset
-from hf_igpt.storage import list_checkpoints, newest_complete_checkpoint
+from hf_igpt.storage import DamagedFolderError, list_checkpoints, newest_complete_checkpoint
 from hf_igpt.training.trainer import IGPTTrainer
 
 
@@ -85,6 +86,16 @@ def make_trainer(folder: str | Path, trainer_class: type[IGPTTrainer] = IGPTTrai
     )
 
 
+class NativeTrainer(Trainer):
+    """transformers' own, resumed in its own way."""
+
+    def newest_checkpoint(self) -> str | None:
+        return get_last_checkpoint(self.args.output_dir)
+
+
+TRAINERS = {"ours": IGPTTrainer, "native": NativeTrainer}
+
+
 class RecordingTrainer(IGPTTrainer):
     """Notes which images this process saw: [step, image, image, ...] of each step."""
 
@@ -134,11 +145,18 @@ def _child(function: Callable[[], dict], answer: int, environment: dict[str, str
         os._exit(1)
 
 
-def in_children(*functions: Callable[[], dict], limit: float = LIMIT_SECONDS, kill_after: float | None = None) -> list:
+def in_children(
+    *functions: Callable[[], dict],
+    limit: float = LIMIT_SECONDS,
+    kill_after: float | None = None,
+    kill_with: int = signal.SIGKILL,
+    kill_with_first_end: bool = False,
+) -> list:
     """Runs each function in a child of its own, ranks of one process group if there are several.
 
     Returns (exit status, result or None) of each; the status is minus the signal for a killed child and "hung" for one
-    that had to be ended at the limit. `kill_after` kills the first child after so many seconds.
+    that had to be ended at the limit. `kill_after` sends the first child a signal after so many seconds. With
+    `kill_with_first_end` the others are killed once one has ended by itself, as launchers do.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -158,9 +176,24 @@ def in_children(*functions: Callable[[], dict], limit: float = LIMIT_SECONDS, ki
         children.append((child, reader))
     if kill_after is not None:
         time.sleep(kill_after)
-        os.kill(children[0][0], signal.SIGKILL)
+        os.kill(children[0][0], kill_with)
     ends = time.monotonic() + limit
+    if kill_with_first_end:
+        _kill_with_first_end([child for child, _ in children], ends)
     return [_wait(child, reader, ends) for child, reader in children]
+
+
+def _kill_with_first_end(children: list[int], ends: float) -> None:
+    while time.monotonic() < ends:
+        for child in children:
+            end = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            # One that was killed ends the others through their connection to it.
+            if end is not None and end.si_code == os.CLD_EXITED:
+                time.sleep(1)
+                for other in children:
+                    os.kill(other, signal.SIGKILL)
+                return
+        time.sleep(0.05)
 
 
 def _wait(child: int, reader: int, ends: float) -> tuple[int | str, dict | None]:
@@ -247,7 +280,7 @@ class CrashPoint:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _run(folder: Path, processes: int, rank: int = 0, crash: CrashPoint | None = None, **arguments) -> list:
+def run_processes(folder: Path, processes: int, rank: int = 0, crash: CrashPoint | None = None, **arguments) -> list:
     crashes = [crash if other == rank else None for other in range(processes)]
     return in_children(*[functools.partial(train, folder, each, **arguments) for each in crashes])
 
@@ -255,17 +288,25 @@ def _run(folder: Path, processes: int, rank: int = 0, crash: CrashPoint | None =
 def crash_trial(folder: Path, at: int, cut: bool, reference: dict, processes: int, rank: int, **arguments) -> str:
     """Kills one save at one operation and resumes. "ok STEP" names the checkpoint that was resumed from."""
     crash = CrashPoint(folder, at, cut)
-    ends = [status for status, _ in _run(folder, processes, rank, crash, **arguments)]
+    ends = [status for status, _ in run_processes(folder, processes, rank, crash, **arguments)]
     if ends[rank] != -signal.SIGKILL or 0 in ends or "hung" in ends:
         return f"ended with {ends}"
-    newest = newest_complete_checkpoint(folder)
-    resumed = _run(folder, processes, **arguments)
+    newest = _newest(folder)
+    resumed = run_processes(folder, processes, **arguments)
     if any(status != 0 for status, _ in resumed):
         return f"resume ended with {[status for status, _ in resumed]}"
-    return _compare(folder, resumed[0][1], reference) or f"ok {newest.name}"
+    return compare(folder, resumed[0][1], reference) or f"ok {newest}"
 
 
-def _compare(folder: Path, result: dict, reference: dict) -> str | None:
+def _newest(folder: Path) -> str:
+    """The checkpoint to resume from; of transformers' own Trainer the highest, whatever it holds."""
+    try:
+        return newest_complete_checkpoint(folder).name
+    except DamagedFolderError:
+        return list_checkpoints(folder)[-1][1].name
+
+
+def compare(folder: Path, result: dict, reference: dict) -> str | None:
     if result["weights"] != reference["weights"]:
         return "other weights"
     if result["losses"] != reference["losses"]:
@@ -275,10 +316,13 @@ def _compare(folder: Path, result: dict, reference: dict) -> str | None:
     return None
 
 
-def crash_points(folder: str, processes=1, rank=0, sample: int | None = None, seed=0, **arguments) -> dict:
+def crash_points(
+    folder: str, processes=1, rank=0, sample: int | None = None, seed=0, trainer: str = "ours", **arguments
+) -> dict:
     """Every file operation of the save at step 4, or a seeded sample of them; each in both variants that differ."""
     base = Path(folder)
-    counted = _run(base / "count", processes, rank, CrashPoint(base / "count"), **arguments)
+    arguments |= {"trainer_class": TRAINERS[trainer]}
+    counted = run_processes(base / "count", processes, rank, CrashPoint(base / "count"), **arguments)
     reference = counted[0][1]
     points = counted[rank][1]["points"]
     trials = [(at, cut) for at, point in enumerate(points) for cut in ([False, True] if point[2] else [False])]
@@ -313,7 +357,7 @@ def random_kills(folder: str, trials: int = 3, kills: int = 2, seed: int = 0, **
             if in_children(start, kill_after=moment)[0][0] == -signal.SIGKILL:
                 newest_at_kill.append(max((step for step, _ in list_checkpoints(run)), default=0))
         status, result = in_children(start)[0]
-        problem = f"ended with {status}" if status else _compare(run, result, reference)
+        problem = f"ended with {status}" if status else compare(run, result, reference)
         outcomes.append({"newest_at_kill": newest_at_kill, "outcome": problem or "ok"})
         shutil.rmtree(run)
     return {"trials": outcomes}
@@ -322,9 +366,11 @@ def random_kills(folder: str, trials: int = 3, kills: int = 2, seed: int = 0, **
 def repeated_saves(folder: str, processes: int = 2, saves: int = 25, **arguments):
     """A fault-free run of several processes with a save at every step."""
     arguments = {"max_steps": saves, "save_steps": 1} | arguments
-    results = _run(Path(folder), processes, **arguments)
+    results = run_processes(Path(folder), processes, **arguments)
     complete = [storage.is_complete(path) for _, path in list_checkpoints(folder)]
-    return {"statuses": [status for status, _ in results], "complete": sum(complete), "saves": saves}
+    statuses = [status for status, _ in results]
+    good = sum(complete) if set(statuses) == {0} else 0
+    return {"trials": [{"outcome": "ok"}] * good + [{"outcome": f"ended with {statuses}"}] * (saves - good)}
 
 
 # Faults inside a step
@@ -416,6 +462,9 @@ COMMANDS = {
 }
 
 if __name__ == "__main__":
+    import fault_trials
+
+    COMMANDS |= fault_trials.COMMANDS
     for line in sys.stdin:
         name, where, given = json.loads(line)
         print(json.dumps(COMMANDS[name](where, **given)), flush=True)

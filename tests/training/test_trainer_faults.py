@@ -6,8 +6,6 @@ import math
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,39 +14,11 @@ import pytest
 import torch
 from fault_harness import make_trainer, random_model, weights_hash
 
-from hf_igpt.storage import DamagedFolderError, list_checkpoints, staged_folder, verify_folder
+from hf_igpt.storage import LOCK, DamagedFolderError, list_checkpoints, staged_folder, verify_folder
 from hf_igpt.training.trainer import IGPTTrainer, NonFiniteTrainingError
 
 
 AWKWARD = "run [1] (ü) 像 素"
-
-
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory):
-    """The process that forks trials: importing once for all of them is most of their time."""
-    errors = tmp_path_factory.mktemp("harness") / "stderr"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with (
-        open(errors, "wb") as stderr,
-        subprocess.Popen(
-            [sys.executable, fault_harness.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=environment,
-            text=True,
-        ) as process,
-    ):
-
-        def call(name: str, folder: Path, **arguments):
-            process.stdin.write(json.dumps([name, str(folder), arguments]) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-            assert answer, errors.read_text()[-4000:]
-            return json.loads(answer)
-
-        yield call
-        process.stdin.close()
 
 
 @pytest.fixture(scope="module")
@@ -65,41 +35,43 @@ def run(finished_run, tmp_path) -> Path:
 
 
 def hidden(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+    return [path.name for path in folder.iterdir() if path.name.startswith(".") and path.name != LOCK]
 
 
 def all_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != LOCK]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 # Kills
 
 
-def test_kill_at_every_file_operation_of_a_save(harness, tmp_path):
-    answer = harness("crash_points", tmp_path, save_total_limit=1)
+def test_kill_at_file_operations_of_a_save(harness, tmp_path):
+    """A sample; benchmarks/fault_injection.py does all of them."""
+    answer = harness("crash_points", tmp_path, sample=14, save_total_limit=1)
     outcomes = [trial["outcome"] for trial in answer["trials"]]
-    assert answer["operations"] >= 50 and len(outcomes) > answer["operations"]
+    assert answer["operations"] >= 50 and len(outcomes) == 14
     assert set(outcomes) == {"ok checkpoint-2", "ok checkpoint-4"}, Counter(outcomes)
     assert outcomes == sorted(outcomes), "once the new checkpoint is there, it stays"
 
 
-@pytest.mark.parametrize(("rank", "sample"), [(0, 8), (1, None)])
+@pytest.mark.parametrize(("rank", "sample"), [(0, 4), (1, 3)])
 def test_kill_of_one_process_of_two_during_a_save(harness, tmp_path, rank, sample):
     answer = harness("crash_points", tmp_path, processes=2, rank=rank, sample=sample, save_total_limit=1)
     outcomes = [trial["outcome"] for trial in answer["trials"]]
-    assert len(outcomes) >= 3
+    assert len(outcomes) == sample
     assert set(outcomes) <= {"ok checkpoint-2", "ok checkpoint-4"}, answer["trials"]
 
 
 def test_fault_free_saves_of_two_processes(harness, tmp_path):
     answer = harness("repeated_saves", tmp_path, saves=25)
-    assert answer == {"statuses": [0, 0], "complete": 25, "saves": 25}
+    assert [trial["outcome"] for trial in answer["trials"]] == ["ok"] * 25
 
 
 def test_kills_at_random_moments(harness, tmp_path):
-    answer = harness("random_kills", tmp_path, trials=4, kills=2, seed=1)
+    answer = harness("random_kills", tmp_path, trials=2, kills=2, seed=1)
     assert {trial["outcome"] for trial in answer["trials"]} == {"ok"}, answer
-    assert sum(len(trial["newest_at_kill"]) for trial in answer["trials"]) >= 4
+    assert sum(len(trial["newest_at_kill"]) for trial in answer["trials"]) >= 2
 
 
 def test_data_order_of_two_processes_and_after_a_resume(harness, tmp_path):
@@ -133,12 +105,12 @@ def test_resume_on_another_number_of_processes_goes_on(harness, tmp_path):
     assert status == 0 and [step for step, _ in result["losses"]] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("bytes_left", [0, 3_000, 20_000])
+@pytest.mark.parametrize("bytes_left", [0, 20_000])
 def test_full_disk_keeps_older_checkpoints_and_the_same_command_resumes(harness, tmp_path, bytes_left):
     reference = harness("start_in_children", tmp_path / "reference")[0][0][1]
     answer = harness("full_disk", tmp_path / "run", bytes_left=bytes_left)
     assert answer["status"] == 1
-    assert answer["left"] == ["checkpoint-2"]
+    assert answer["left"] == [".lock", "checkpoint-2"]
     status, resumed = answer["resumed"]
     assert status == 0 and resumed == reference
 
@@ -373,7 +345,7 @@ def test_best_checkpoint_survives_a_move_of_the_folder(tmp_path):
 def test_run_in_a_folder_with_an_awkward_name(tmp_path):
     make_trainer(tmp_path / AWKWARD, max_steps=4, save_total_limit=1).train()
     make_trainer(tmp_path / AWKWARD, save_total_limit=1).train(resume_from_checkpoint=True)
-    assert [path.name for path in (tmp_path / AWKWARD).iterdir()] == ["checkpoint-6"]
+    assert {path.name for path in (tmp_path / AWKWARD).iterdir()} == {LOCK, "checkpoint-6"}
 
 
 def test_finished_run_started_again_changes_nothing(run, finished_run):

@@ -1,8 +1,10 @@
 """The console script `hf-igpt COMMAND ...`."""
 
+import contextlib
 import importlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,12 +57,33 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _wait(process: subprocess.Popen) -> int:
-    """Exit status of the launcher. Ctrl-C reaches it too: what it has to say is waited for."""
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue
+    """
+    Exit status of the launcher. SIGTERM and Ctrl-C go on to the processes it has started, which save and end; they are
+    waited for, though the launcher may end before them. Then it is 128 and the signal, unless all went well.
+    """
+    import psutil
+
+    received: list[int] = []
+    workers: list[psutil.Process] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        received.append(number)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            workers.extend(psutil.Process(process.pid).children())
+            for worker in workers:
+                worker.send_signal(number)
+
+    ours = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, pass_on) for number in ours}
+    try:
+        status = process.wait()
+        psutil.wait_procs(workers)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if status and received:
+        return 128 + received[0]
+    return status if status >= 0 else 128 - status
 
 
 def _launch_defaults() -> list[str]:

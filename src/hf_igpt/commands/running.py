@@ -1,12 +1,16 @@
 """What every command does around its work: exit codes, error messages, logging, the main process."""
 
+import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 
 
 FAILURE = 1
+# Another process of the group ended, and told why.
+LOST_PROCESS = 3
 INTERRUPTED = 130
 # Extras of pyproject.toml by the module that is missing without them.
 _EXTRAS = {
@@ -24,8 +28,8 @@ _EXTRAS = {
 def run_command(main: Callable[[list[str] | None], object], argv: list[str] | None = None) -> None:
     """
     Runs a command's `main` and ends the process: 0 when everything asked for exists, 1 for what the user can mend and
-    for training that had to stop, with the cause as the last line on stderr, 130 on Ctrl-C. Anything else is a bug
-    and keeps its traceback.
+    for training that had to stop, with the cause as the last line on stderr, 130 on Ctrl-C, 143 on SIGTERM while a
+    model trains. Anything else is a bug and keeps its traceback.
     """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "datasets", "matplotlib", "PIL"):
@@ -43,8 +47,12 @@ def run_command(main: Callable[[list[str] | None], object], argv: list[str] | No
         _fail(str(error))
     except RuntimeError as error:
         if (message := _explanation(error)) is None:
+            _tell_launcher(f"{type(error).__name__}: {error}")
             raise
-        _fail(message)
+        _fail(message, _exit_code(error))
+    except Exception as error:
+        _tell_launcher(f"{type(error).__name__}: {error}")
+        raise
 
 
 def use_cpu_threads(threads: int | None) -> None:
@@ -90,11 +98,32 @@ def _explanation(error: RuntimeError) -> str | None:
     return None
 
 
+def _exit_code(error: RuntimeError) -> int:
+    from hf_igpt.training.errors import LostProcessError, TrainingInterrupted
+
+    if isinstance(error, TrainingInterrupted):
+        return 128 + error.signal
+    return LOST_PROCESS if isinstance(error, LostProcessError) else FAILURE
+
+
+def _tell_launcher(message: str) -> None:
+    """torchrun and accelerate end with the first cause that a process has told them, whatever others print later."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        from hf_igpt.redaction import redact
+        from hf_igpt.storage import write_bytes
+
+        extra = {"timestamp": str(int(time.time())), "py_callstack": redact(message)}
+        content = {"message": {"message": redact(message), "extraInfo": extra}}
+        write_bytes(path, json.dumps(content).encode())
+
+
 def _fail(message: str, code: int = FAILURE) -> None:
     from hf_igpt.redaction import redact
 
     sys.stdout.flush()
     _close_progress_bars()
+    if code != LOST_PROCESS:
+        _tell_launcher(message)
     # On one line whatever libraries put into it: the last line is the cause.
     print(f"error: {' '.join(redact(message).split())}", file=sys.stderr, flush=True)
     sys.exit(code)

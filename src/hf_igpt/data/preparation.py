@@ -1,16 +1,16 @@
 """The two stages before training: a palette from images, and tokens from images and palette, each in its folder."""
 
+import functools
 import itertools
 import os
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from hf_igpt.data.code_version import code_version
 from hf_igpt.stages import is_finished, write_stage
-from hf_igpt.storage import PARTIAL
+from hf_igpt.storage import scratch_folder, work_lock
 
 
 if TYPE_CHECKING:
@@ -21,8 +21,21 @@ if TYPE_CHECKING:
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
 
 EXAMPLE_IMAGES = 16
+Given, Made = ParamSpec("Given"), TypeVar("Made")
 
 
+def _one_at_a_time(prepare: Callable[Given, Made]) -> Callable[Given, Made]:
+    """Of two processes that make one folder, the second waits for the first and finds it finished."""
+
+    @functools.wraps(prepare)
+    def locked(*args: Given.args, **kwargs: Given.kwargs) -> Made:
+        with work_lock(kwargs["folder"] if "folder" in kwargs else args[0]):
+            return prepare(*args, **kwargs)
+
+    return locked
+
+
+@_one_at_a_time
 def prepare_palette(
     folder: str | os.PathLike,
     source: "ImageSource",
@@ -82,6 +95,7 @@ def prepare_palette(
     return processor
 
 
+@_one_at_a_time
 def prepare_tokens(
     folder: str | os.PathLike,
     source: "ImageSource",
@@ -112,8 +126,7 @@ def prepare_tokens(
     if is_finished(folder, made_from):
         return load_tokens(folder)
     folder, started = Path(folder), time.perf_counter()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{PARTIAL}stream-") as stream_folder:
+    with scratch_folder(folder) as stream_folder:
         tokens = tokenize(source, processor, num_proc=num_proc, skip_damaged=skip_damaged, stream_folder=stream_folder)
         metrics = {
             "num_images": {name: len(split) for name, split in tokens.items()},

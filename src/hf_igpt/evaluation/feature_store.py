@@ -1,5 +1,6 @@
 """Features on disk: computed once for a checkpoint, a palette, data and a mask, and read by every probe after that."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_igpt.stages import is_finished, write_stage
-from hf_igpt.storage import plain, staged_folder
+from hf_igpt.storage import plain, staged_folder, work_lock
 
 
 if TYPE_CHECKING:
@@ -113,10 +114,12 @@ def prepare_features(
     made_from = plain(settings.made_from(model, model_sha256, tokens, split, mask))
     key = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
     final = Path(folder) / f"{split}-{key}"
-    done = is_finished(final, made_from)
-    state.wait_for_everyone()
-    if not done:
-        _compute(final, model, tokens, settings, state, made_from, mask, batch_size, progress)
+    with work_lock(final) if state.is_main_process else contextlib.nullcontext():
+        state.wait_for_everyone()
+        done = is_finished(final, made_from)
+        state.wait_for_everyone()
+        if not done:
+            _compute(final, model, tokens, settings, state, made_from, mask, batch_size, progress)
     shape = (len(tokens), model.config.hidden_size)
     return [_read_layer(path, shape) for path in layer_files(final)]
 

@@ -41,6 +41,9 @@ class TrainerOptions:
         None, "threads of each process on a machine without a GPU; by default its share of the cores", low=1
     )
     dataloader_num_workers: int = option(0, "processes that make batches, on each device", low=0)
+    ddp_timeout: int = option(
+        1800, "seconds that processes wait for one that doesn't answer in training before all end", low=1
+    )
     logging_steps: int = option(50, "optimizer steps between lines of the log", low=1)
     report_to: str = option(
         "auto",

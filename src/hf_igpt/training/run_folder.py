@@ -19,6 +19,7 @@ CHANGEABLE = frozenset(
         "attn_implementation",
         "cpu_threads",
         "dataloader_num_workers",
+        "ddp_timeout",
         "eval_steps",
         "gradient_checkpointing",
         "hub_license",

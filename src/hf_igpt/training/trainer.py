@@ -9,6 +9,9 @@ What differs from Trainer, and why:
 - Rotation removes committed checkpoints of this run by step, once the new one is there, never the newest or the best.
 - A loss, gradient or weight that isn't finite stops every process before it is applied, logged or saved (Trainer logs
   0.0 and goes on). `logging_nan_inf_filter` is therefore always off.
+- SIGTERM and Ctrl-C let the step finish, save it and end with `TrainingInterrupted` (Trainer dies at once).
+- A process that ends or hangs ends the others within `ddp_timeout` (on a CPU, Trainer waits for half an hour).
+- The output folder is locked while a run trains in it.
 - The training arguments are saved as JSON without secrets (Trainer pickles them with the Hub token in clear).
 
 It relies on these methods of Trainer beside the public ones, the same in transformers 5.18 to 5.24: `_save_checkpoint`
@@ -38,6 +41,7 @@ from hf_igpt.storage import (
     DamagedFolderError,
     check_writable,
     clean_leftovers,
+    folder_lock,
     list_checkpoints,
     newest_complete_checkpoint,
     remove_folder,
@@ -45,7 +49,9 @@ from hf_igpt.storage import (
     verify_folder,
     write_json,
 )
-from hf_igpt.training.errors import TrainingStopped
+from hf_igpt.training.errors import TrainingInterrupted, TrainingStopped
+from hf_igpt.training.interruption import StopAfterStep, StopSignals
+from hf_igpt.training.peers import lost_processes_end_this_one
 from hf_igpt.training.throughput import Throughput
 
 
@@ -82,6 +88,7 @@ class IGPTTrainer(Trainer):
 
     _staging_folder: Path | None = None
     _loss_of_step: torch.Tensor | float = 0.0
+    _signals = StopSignals()
 
     def __init__(
         self,
@@ -102,6 +109,8 @@ class IGPTTrainer(Trainer):
             self.model.config.use_cache = use_cache
         self.args.logging_nan_inf_filter = False
         self.throughput = throughput
+        self._stop = StopAfterStep()
+        self.add_callback(self._stop)
 
     # Start and resume
 
@@ -109,13 +118,36 @@ class IGPTTrainer(Trainer):
         """Trains, from a checkpoint if one is given.
 
         `resume_from_checkpoint=True` takes the newest complete one, a path takes that one after checking it. Raises
-        ValueError if the checkpoint is damaged, if none is complete, if the output folder can't be written to, or if
-        it holds checkpoints and none is to be resumed from.
+        ValueError if the checkpoint is damaged, if none is complete, if the output folder can't be written to or is in
+        use, or if it holds checkpoints and none is to be resumed from; `TrainingInterrupted` after SIGTERM or Ctrl-C,
+        `LostProcessError` if another process ended or didn't answer within `ddp_timeout`.
         """
+        self._stop.agreed, self._signals = 0, StopSignals()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lost_processes_end_this_one(self.args.ddp_timeout))
+            self._on_one_process(lambda: self._prepare_output_folder(stack))
+            stack.enter_context(self._signals)
+            try:
+                output = self._train(resume_from_checkpoint, *args, **kwargs)
+            except RuntimeError as error:
+                # A signal to all processes of a group ends the loader's workers too, and with them the step.
+                if self._signals.received and not isinstance(error, TrainingStopped):
+                    raise TrainingInterrupted(self._signals.received, "the last checkpoint is kept") from error
+                raise
+            self._end_if_interrupted()
+        return output
+
+    def _end_if_interrupted(self) -> None:
+        received = max(row[0] for row in self._gather([float(self._signals.received)]))
+        if number := self._stop.agreed or int(received):
+            saved = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            kept = f"step {self.state.global_step} is saved" if saved.is_dir() else "its last step is not saved"
+            raise TrainingInterrupted(number, kept)
+
+    def _train(self, resume_from_checkpoint: str | Path | bool | None, *args: Any, **kwargs: Any) -> TrainOutput:
         self._loss_of_step = 0.0
         # An evaluation before training would leave the bare model here, and Trainer would train it without exchange.
         self.model_wrapped = self.model
-        self._on_one_process(self._prepare_output_folder)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = self.newest_checkpoint()
             if resume_from_checkpoint is None:
@@ -158,8 +190,9 @@ class IGPTTrainer(Trainer):
             raise outcome[0]
         return outcome[0]
 
-    def _prepare_output_folder(self) -> None:
+    def _prepare_output_folder(self, stack: contextlib.ExitStack) -> None:
         check_writable(self.args.output_dir)
+        stack.enter_context(folder_lock(self.args.output_dir, type(self).__name__))
         clean_leftovers(self.args.output_dir)
 
     def _refuse_old_checkpoints(self) -> None:
@@ -257,7 +290,9 @@ class IGPTTrainer(Trainer):
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         loss, self._loss_of_step = float(self._loss_of_step), 0.0
-        losses, norms = zip(*self._gather([loss, float(grad_norm)]), strict=True)
+        numbers = self._gather([loss, float(grad_norm), float(self._signals.received)])
+        losses, norms, signals = zip(*numbers, strict=True)
+        self._stop.agreed = int(max(signals))
         if (rank := _first_not_finite(losses)) is None and getattr(self.accelerator, "scaler", None) is None:
             rank = _first_not_finite(norms)
         if rank is not None:

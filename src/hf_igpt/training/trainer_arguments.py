@@ -50,6 +50,7 @@ def training_arguments(
         max_grad_norm=arguments.max_grad_norm,
         torch_compile=arguments.torch_compile,
         dataloader_num_workers=arguments.dataloader_num_workers,
+        ddp_timeout=arguments.ddp_timeout,
         # Workers that stay alive draw from the global generator once, a resumed run once more: dropout would differ.
         dataloader_persistent_workers=False,
         dataloader_pin_memory=torch.cuda.is_available(),
