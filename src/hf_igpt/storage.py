@@ -472,10 +472,10 @@ def work_lock(folder: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def folder_lock(folder: str | os.PathLike, run_id: str) -> Iterator[None]:
+def folder_lock(folder: str | os.PathLike, run_id: str, *, is_nested: bool = False) -> Iterator[None]:
     """Holds the one lock of an output folder. It ends with the process, however that ends.
 
-    One process may hold it twice.
+    With `is_nested` a process that holds it already goes on.
 
     Raises `FolderInUseError` at once, with the holder's run id, if another run has it. With several processes only one
     of them takes the lock.
@@ -486,7 +486,8 @@ def folder_lock(folder: str | os.PathLike, run_id: str) -> Iterator[None]:
     _let_go_in_forks()
     descriptor = os.open(Path(folder) / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     status = os.fstat(descriptor)
-    if (lock := (status.st_dev, status.st_ino)) in _held.values():
+    lock = (status.st_dev, status.st_ino)
+    if is_nested and lock in _held.values():
         os.close(descriptor)
         yield
         return

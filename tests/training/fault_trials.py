@@ -9,6 +9,7 @@ import hashlib
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -284,11 +285,8 @@ def damaged(files: list[Path], check: Callable[[], object], trials: int, seed: i
                 check()
                 found = "not found"
             except ValueError as error:
-                found = (
-                    "found"
-                    if path.name in (*str(error).split("/"), *str(error).split(), MANIFEST)
-                    else f"found, but called {error}"
-                )
+                is_named = path.name in (*re.split(r"[/\s]", str(error)), MANIFEST)
+                found = "found" if is_named else f"found, but called {error}"
             outcomes.append(damage | {"outcome": found})
         return {"trials": outcomes}
 

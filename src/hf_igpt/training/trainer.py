@@ -192,7 +192,7 @@ class IGPTTrainer(Trainer):
 
     def _prepare_output_folder(self, stack: contextlib.ExitStack) -> None:
         check_writable(self.args.output_dir)
-        stack.enter_context(folder_lock(self.args.output_dir, type(self).__name__))
+        stack.enter_context(folder_lock(self.args.output_dir, type(self).__name__, is_nested=True))
         clean_leftovers(self.args.output_dir)
 
     def _refuse_old_checkpoints(self) -> None:
