@@ -38,7 +38,6 @@ SETTINGS = [
     ("above", 8),
     ("repeat", 8),
     ("shallow_exit", 4),
-    ("shallow_exit", 8),
 ]
 
 
@@ -59,14 +58,14 @@ def drawer(model, num_images: int, batch: int, **options) -> Callable[[], torch.
     return draw
 
 
-def passes(model, num_images: int, batch: int, forecast: str, window: int) -> float:
-    """Passes of the model, on average over the batches."""
-    start = torch.full((batch, 1), model.config.start_token_id, device=model.device)
-    counts = [
-        sum(1 for _ in parallel_passes(model, start, window, forecast, generator=sources(model, group)))
-        for group in (range(first, first + batch) for first in range(0, num_images, batch))
-    ]
-    return statistics.mean(counts)
+def counted(model, num_images: int, batch: int, forecast: str, window: int) -> tuple[torch.Tensor, float]:
+    """The same images, and the passes of the model, on average over the batches."""
+    start, counts, drawn = torch.full((batch, 1), model.config.start_token_id, device=model.device), [], []
+    for group in (range(first, first + batch) for first in range(0, num_images, batch)):
+        passes = list(parallel_passes(model, start, window, forecast, generator=sources(model, group)))
+        counts.append(len(passes))
+        drawn.append(passes[-1][0])
+    return torch.cat(drawn), statistics.mean(counts)
 
 
 def compare(model, batch: int, num_images: int, repeats: int, clock: Callable[[], float]) -> dict[str, Any]:
@@ -75,19 +74,16 @@ def compare(model, batch: int, num_images: int, repeats: int, clock: Callable[[]
     for forecast, window in SETTINGS:
         options[f"{forecast}, {window}"] = {"forecast": forecast, "parallel_window": window}
     works = {name: drawer(model, num_images, batch, **more) for name, more in options.items()}
-    images = {name: work() for name, work in works.items()}
-    seconds = paired_seconds(works, repeats, warm_up=0, clock=clock)
-    rows = {}
+    expected, rows = works["one by one"](), {}
     for name, more in options.items():
-        row = {
-            "seconds_per_image": statistics.median(seconds[name]) / num_images,
-            "different_images": int((images[name] != images["one by one"]).any(dim=1).sum()),
-            "passes": model.config.n_positions,
-            "times_faster": {other: median_ratio(seconds[other], seconds[name]) for other in ONE_BY_ONE},
-        }
-        if "forecast" in more:
-            row["passes"] = passes(model, num_images, batch, more["forecast"], more["parallel_window"])
-        rows[name] = row
+        images, passes = works[name]() if name in ONE_BY_ONE else None, float(model.config.n_positions)
+        if images is None:
+            images, passes = counted(model, num_images, batch, more["forecast"], more["parallel_window"])
+        rows[name] = {"passes": passes, "different_images": int((images != expected).any(dim=1).sum())}
+    seconds = paired_seconds(works, repeats, warm_up=0, clock=clock)
+    for name, row in rows.items():
+        row["seconds_per_image"] = statistics.median(seconds[name]) / num_images
+        row["times_faster"] = {other: median_ratio(seconds[other], seconds[name]) for other in ONE_BY_ONE}
     return rows
 
 
@@ -100,8 +96,8 @@ def entropy(model, images: torch.Tensor) -> float:
 def rounding(model, num_images: int, batch: int) -> list[dict[str, Any]]:
     """How many of many images differ from those with a pass for every pixel; fewer in bfloat16, which is slow."""
     found = []
-    for dtype, count in ((torch.float32, num_images), (torch.bfloat16, max(num_images // 10, batch))):
-        model = model.to(dtype)
+    for dtype, count in ((torch.float32, num_images), (torch.bfloat16, num_images // 5)):
+        model, batch = model.to(dtype), min(batch, count)
         expected = drawer(model, count, batch)()
         others = {
             "another batch size": drawer(model, count, batch // 4)(),
@@ -148,7 +144,7 @@ def main() -> None:
     clock = time.process_time if is_one_thread else time.perf_counter
 
     peaks = machine_peaks()
-    print(describe_machine(peaks))
+    print(describe_machine(peaks), flush=True)
     models = {}
     for checkpoint in arguments.checkpoint:
         model, _, digest = load_checkpoint(checkpoint)
@@ -160,7 +156,7 @@ def main() -> None:
             print(f"\n{checkpoint}, {batch} at once")
             for name, row in rows.items():
                 ratios = "  ".join(f"{ratio:5.2f}" for ratio in row["times_faster"].values())
-                print(f"{name:20}{row['passes']:8.1f} passes  {ratios} times faster")
+                print(f"{name:20}{row['passes']:8.1f} passes  {ratios} times faster", flush=True)
         config = model.config
         models[checkpoint] = {
             "model_sha256": digest,

@@ -10,6 +10,7 @@ from transformers.generation import RepetitionPenaltyLogitsProcessor, Temperatur
 
 from hf_igpt import ImageGPTForCausalImageModeling
 from hf_igpt.completion_igpt import stream_hidden
+from hf_igpt.fast_decoding_igpt import is_plain_model
 from hf_igpt.generation import complete, sample
 from hf_igpt.parallel_decoding_igpt import FORECASTS, parallel_decode, parallel_passes
 
@@ -147,10 +148,15 @@ def test_tokens_of_three_channels(forecast):
     ids=str,
 )
 @pytest.mark.parametrize("backend", ["eager", "sdpa"])
-def test_other_architectures_and_backends(options, backend):
+@pytest.mark.parametrize("is_hooked", [False, True])
+def test_other_architectures_and_backends(options, backend, is_hooked):
+    """Models with hooks are run as they are, others by the loop for CPUs."""
     model = tiny_causal(image_size=GRID, **options)
     expected = model.generate(num_return_sequences=3, generator=generators(1, 2, 3))
     model.set_attn_implementation(backend)
+    if is_hooked:
+        model.transformer.h[1].register_forward_hook(lambda *_: None)
+    assert is_plain_model(model) is not is_hooked
     for forecast in ("fixed_point", "shallow_exit"):
         images = model.generate(
             num_return_sequences=3, generator=generators(1, 2, 3), parallel_window=4, forecast=forecast
