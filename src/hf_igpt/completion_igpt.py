@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from transformers import StaticCache
 
 from .causal_generation_igpt import CACHE_NAME
 from .generation_igpt import iterative_steps
@@ -27,8 +28,22 @@ def image_seeds(seed: int, images: Iterable[int], drawings: Iterable[int]) -> li
     return [int(sequence.generate_state(1, np.uint64)[0]) for sequence in sequences]
 
 
+def decodes_compiled(model: nn.Module) -> bool:
+    """
+    Whether images are drawn with a cache of fixed size, for which transformers compiles the step of a next-pixel model
+    and replays it as a CUDA graph. On a CPU the loop of `fast_decoding_igpt.py` is there.
+    """
+    return model.config.is_causal and model.device.type == "cuda"
+
+
 def draw_hidden(
-    model: nn.Module, tokens: torch.LongTensor, hidden: torch.BoolTensor, seeds: list[int], **generation: Any
+    model: nn.Module,
+    tokens: torch.LongTensor,
+    hidden: torch.BoolTensor,
+    seeds: list[int],
+    *,
+    caches: dict[int, StaticCache] | None = None,
+    **generation: Any,
 ) -> torch.LongTensor:
     """
     Draws the hidden tokens of images, without dropout. An image is a function of its own tokens, mask and seed: up to
@@ -39,6 +54,8 @@ def draw_hidden(
         tokens: of shape (B, T), without the start token. What is hidden is not read.
         hidden: True where a token is to be drawn, of shape (B, T).
         seeds: one for each image.
+        caches: on a GPU, caches by the number of images, kept from call to call: what was captured for one is then
+            used again. It is filled here; by default every call has its own.
         generation: arguments of the model's `generate()`.
 
     Returns:
@@ -54,9 +71,9 @@ def draw_hidden(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             if model.config.is_causal:
-                return _continue(model, tokens, hidden, generators, generation)
+                return _continue(model, tokens, hidden, generators, {} if caches is None else caches, generation)
             return model.generate(tokens, hidden, generator=generators, **generation)
     finally:
         model.train(was_training)
@@ -116,7 +133,7 @@ def _stream_rows(
         drawn = torch.cat(
             [tokens.new_full((len(group), 1), model.config.start_token_id), tokens[group, :length]], dim=1
         )
-        state: dict[str, Any] = {}
+        state = _cache_arguments(model, len(group), {}, generation)
         for end in range(length // row * row + row, tokens.shape[1] + 1, row):
             # Goes on where the row before ended: its cache, and the generators as it left them.
             ended = model.generate(
@@ -139,6 +156,7 @@ def _continue(
     tokens: torch.LongTensor,
     hidden: torch.BoolTensor,
     generators: list[torch.Generator],
+    caches: dict[int, StaticCache],
     generation: dict[str, Any],
 ) -> torch.LongTensor:
     """Images that begin with the given tokens; those of which equally many are given are drawn together."""
@@ -156,10 +174,25 @@ def _continue(
             attention_mask=torch.ones_like(prefix),
             max_length=model.config.n_positions + 1,
             generator=[generators[image] for image in group],
+            **_cache_arguments(model, len(group), caches, generation),
             **generation,
         )
         drawn[group] = whole[:, 1:]
     return drawn
 
 
-__all__ = ["draw_hidden", "image_seeds", "stream_hidden"]
+def _cache_arguments(
+    model: nn.Module, num_images: int, caches: dict[int, StaticCache], generation: dict[str, Any]
+) -> dict[str, StaticCache]:
+    """An empty cache of fixed size, where it pays and the caller has no wish of their own."""
+    own = {"cache_implementation", "use_cache", "parallel_window", CACHE_NAME} & {*generation}
+    if own or not decodes_compiled(model):
+        return {}
+    if num_images in caches:
+        caches[num_images].reset()
+    else:
+        caches[num_images] = StaticCache(config=model.config, max_cache_len=model.config.n_positions)
+    return {CACHE_NAME: caches[num_images]}
+
+
+__all__ = ["decodes_compiled", "draw_hidden", "image_seeds", "stream_hidden"]

@@ -1,12 +1,17 @@
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny_models import random_tokens, tiny_causal, tiny_masked
+from transformers import StaticCache
 
+from hf_igpt import ImageGPTConfig, completion_igpt
+from hf_igpt.causal_generation_igpt import CACHE_NAME
 from hf_igpt.completion_igpt import image_seeds, stream_hidden
 from hf_igpt.generation import complete, inpaint, sample
+from hf_igpt.generation.sampling import default_batch_size
 
 
 @pytest.fixture(scope="module")
@@ -417,3 +422,81 @@ def test_a_stream_refuses_dropout(either):
             stream_hidden(either, empty, empty == 0, [1])
     finally:
         either.eval()
+
+
+def test_images_are_shown_row_by_row(either):
+    expected = sample(either, 5, seed=3, batch_size=2)
+    seen: dict[int, list] = {number: [] for number in range(5)}
+
+    def on_rows(numbers, tokens, hidden):
+        assert tokens.shape == hidden.shape == (len(numbers), 12) and not either.training
+        for number, image, left in zip(numbers.tolist(), tokens, hidden, strict=True):
+            seen[number].append((image, left))
+
+    drawn = sample(either, 5, seed=3, batch_size=2, on_rows=on_rows)
+    np.testing.assert_array_equal(drawn, expected)
+    for number, parts in seen.items():
+        lefts = [int(left.sum()) for _, left in parts]
+        assert lefts == ([12, 8, 4, 0] if either.config.is_causal else list(range(12, -1, -1)))
+        assert all((image == expected[number])[~left].all() for image, left in parts)
+    completions = []
+    given = random_tokens(either.config, 2).numpy()
+    complete(either, given, 1, num_samples=2, on_rows=lambda numbers, *_: completions.append(numbers.tolist()))
+    assert completions[0] == [0, 1, 2, 3]
+
+
+def test_an_exception_of_the_callback_ends_the_drawing(either):
+    rows = []
+
+    def on_rows(numbers, tokens, hidden):
+        rows.append(hidden)
+        if len(rows) == 2:
+            raise KeyboardInterrupt
+
+    either.train()
+    with pytest.raises(KeyboardInterrupt):
+        sample(either, 5, on_rows=on_rows)
+    assert len(rows) == 2 and either.training
+    either.eval()
+
+
+@pytest.mark.parametrize(
+    "windows", [{}, {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3}]
+)
+def test_caches_of_fixed_size_give_the_same_images(monkeypatch, windows):
+    """As on a GPU, where transformers compiles what runs here as it is."""
+    model = tiny_causal(torch.float32, **windows)
+    given = random_tokens(model.config, 5).numpy()
+
+    def draw() -> list[np.ndarray]:
+        shown = []
+        sample(model, 5, batch_size=2, on_rows=lambda numbers, tokens, hidden: shown.append(tokens))
+        return [sample(model, 5, batch_size=2), complete(model, given, 1, num_samples=3, batch_size=4), *shown]
+
+    expected, caches = draw(), []
+    monkeypatch.setattr(completion_igpt, "decodes_compiled", lambda model: True)
+    generate = type(model).generate
+
+    def note(*args, **kwargs):
+        caches.append(kwargs.get(CACHE_NAME))
+        return generate(*args, **kwargs)
+
+    monkeypatch.setattr(type(model), "generate", note)
+    for images, others in zip(draw(), expected, strict=True):
+        np.testing.assert_array_equal(images, others)
+    assert {type(cache) for cache in caches} == {StaticCache}
+    # Three batches one after the other share one, the last of them filled up.
+    caches.clear()
+    sample(model, 5, batch_size=2)
+    assert len(caches) == 3 and len({id(cache) for cache in caches}) == 1
+    caches.clear()
+    sample(model, 1, use_cache=False)
+    assert caches == [None]
+
+
+def test_as_many_images_at_once_as_there_is_memory_for(model):
+    assert default_batch_size(model) == 32
+    large = SimpleNamespace(config=ImageGPTConfig.from_preset("igpt-l"), device=model.device, dtype=torch.float32)
+    assert default_batch_size(large) == 3
+    large.config.image_size = 128
+    assert default_batch_size(large) == 1

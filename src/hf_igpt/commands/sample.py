@@ -64,7 +64,9 @@ class SampleArguments:
         low=1,
         only_if=("forecast", lambda forecast: forecast == "shallow_exit"),
     )
-    batch_size: int = option(36, "images at once", low=1)
+    batch_size: int | None = option(
+        None, "images at once; by default as many as pay, up to 32 on a CPU and 256 on a GPU", low=1
+    )
     seed: int = option(0, "seed of the samples", low=0, high=2**31 - 1)
     output_dir: str | None = option(None, "folder for the grids; by default 'samples-final' beside the checkpoint")
     device: str = option("auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
