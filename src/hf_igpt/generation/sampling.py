@@ -23,7 +23,7 @@ CACHE_BYTES_ON_CPU = 2 << 30
 
 
 def default_batch_size(model: "ImageModel") -> int:
-    """Images at once: as many as pay, in at most half of a GPU's free memory or 2 GiB of a CPU's."""
+    """Images at once where nobody says how many."""
     import torch
 
     config = model.config
@@ -49,7 +49,8 @@ def sample(
 
     Args:
         num_images: how many.
-        batch_size: images at once; by default `default_batch_size`.
+        batch_size: images at once; by default as many as pay, at most 32 on a CPU and 256 on a GPU, fewer where their
+            keys and values would take more than 2 GiB or half of what a GPU has free.
         seed: of this call, a whole number of at least 0. An image is a function of the seed and its own number (and
             of what is given of it), whatever the batch size, up to rounding. The global random state is left as it
             was.
