@@ -12,6 +12,7 @@ from tiny_models import randomize_, tiny_config
 
 from hf_igpt import IGPTImageProcessor, ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling
 from hf_igpt.commands.checkpoints import load_checkpoint
+from hf_igpt.commands.sample import drawing_dtype
 from hf_igpt.data import tokenize
 from hf_igpt.data.token_store import save_tokens
 from hf_igpt.regions_igpt import center_square, read_region
@@ -75,10 +76,11 @@ def test_the_checkpoint_says_which_head(made):
         assert all(torch.equal(model.state_dict()[key], value) for key, value in expected.items())
 
 
-@pytest.mark.parametrize("model", ["masked", "causal"])
-def test_both_objectives_complete_the_upper_half(run, work, model):
-    ended = run("sample", *arguments(model), cwd=work)
+@pytest.mark.parametrize(("model", "dtype"), [("masked", "auto"), ("causal", "bfloat16")])
+def test_both_objectives_complete_the_upper_half(run, work, model, dtype):
+    ended = run("sample", *arguments(model, "--dtype", dtype), cwd=work)
     assert ended.status == 0, ended.stderr
+    assert ended.results["arguments"]["dtype"] == dtype
     folder = work / "samples-final"
     assert {path.name for path in folder.iterdir()} >= {"samples.png", "completions.png"}
     given, first, second, original = np.moveaxis(rows_of(folder / "completions.png"), 1, 0)
@@ -86,6 +88,12 @@ def test_both_objectives_complete_the_upper_half(run, work, model):
     for drawn in (first, second):
         assert (drawn[:, :4] == original[:, :4]).all() and (drawn[:, 4:] != original[:, 4:]).any()
     assert (first != second).any()
+
+
+def test_half_precision_is_for_gpus_by_default():
+    found = {device: drawing_dtype("auto", device) for device in ("cpu", "mps", "cuda")}
+    assert found == {"cpu": torch.float32, "mps": torch.float32, "cuda": torch.bfloat16}
+    assert drawing_dtype("float32", "cuda") is torch.float32
 
 
 def test_a_hole_is_inpainted(run, work):

@@ -70,6 +70,11 @@ class SampleArguments:
     seed: int = option(0, "seed of the samples", low=0, high=2**31 - 1)
     output_dir: str | None = option(None, "folder for the grids; by default 'samples-final' beside the checkpoint")
     device: str = option("auto", "auto takes a GPU where there is one", choices=("auto", "cpu", "cuda", "mps"))
+    dtype: str = option(
+        "auto",
+        "numbers that the model computes with; auto takes bfloat16 on an NVIDIA GPU, float32 elsewhere",
+        choices=("auto", "float32", "bfloat16"),
+    )
     cpu_threads: int | None = option(None, "threads on a machine without a GPU; by default all cores", low=1)
 
 
@@ -104,7 +109,7 @@ def _main(argv: list[str] | None) -> None:
         made_from["mask"] = _digest(region)
     if not is_finished(folder, made_from):
         check_writable(folder.parent)
-        model, started = model.to(device), time.perf_counter()
+        model, started = model.to(device, drawing_dtype(arguments.dtype, device)), time.perf_counter()
         with staged_folder(folder, overwrite=True) as staged:
             if arguments.num_samples:
                 _draw_samples(arguments.num_samples, model, processor, staged / "samples.png", settings)
@@ -136,6 +141,15 @@ def _settings(arguments: SampleArguments, model) -> dict:
             )
         settings |= given
     return settings
+
+
+def drawing_dtype(name: str, device: str):
+    """The `torch.dtype` that `dtype` stands for on a device."""
+    import torch
+
+    if name == "auto":
+        name = "bfloat16" if device == "cuda" else "float32"
+    return getattr(torch, name)
 
 
 def _region(arguments: SampleArguments, model):
