@@ -311,6 +311,9 @@ def test_other_activations_and_dropout_are_left_to_the_stock_loop(fast_calls):
     model = tiny_causal(hidden_act="gelu")
     assert torch.equal(model.generate(do_sample=False), stock(model, do_sample=False))
     assert_images(tiny_causal(resid_pdrop=0.5).train().generate())
+    model = tiny_causal(resid_pdrop=0.5)
+    model.transformer.h[1].dropout.train()
+    assert_images(model.generate())
     assert not fast_calls
     assert_images(tiny_causal(resid_pdrop=0.5).generate())
     assert len(fast_calls) == 1

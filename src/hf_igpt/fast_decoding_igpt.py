@@ -99,7 +99,7 @@ def _is_plain_cache(cache: Cache | None, config: ImageGPTConfig) -> bool:
 
 def is_plain_model(model: nn.Module) -> bool:
     """Whether the model computes what its classes say: no dropout, hook, adapter, quantized or offloaded weight."""
-    if model.training or model.config._attn_implementation not in _BACKENDS:
+    if model.config._attn_implementation not in _BACKENDS:
         return False
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or _has_any_global_hook():
         return False
@@ -116,7 +116,8 @@ def is_plain_model(model: nn.Module) -> bool:
 def _is_plain_module(module: nn.Module, plain: frozenset[type[nn.Module]]) -> bool:
     # accelerate's hooks replace `forward` of the instance.
     is_hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-    return type(module) in plain and not is_hooked and module._compiled_call_impl is None
+    is_plain = type(module) in plain and not is_hooked and module._compiled_call_impl is None
+    return is_plain and not module.training
 
 
 def _cache(model_kwargs: dict[str, Any]) -> Cache | None:
@@ -157,8 +158,7 @@ def decode(
     # A cache that is returned, or was given, may be gone on with.
     is_kept = generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
     room = model.config.n_positions if is_kept else longest - 1
-    memories, logits = _first_logits(model, input_ids, cache, room)
-    decoder = None
+    decoder, logits = _start(model, input_ids, cache, room)
     try:
         while True:
             tokens = choose(ids[:, :length], logits)
@@ -172,20 +172,19 @@ def decode(
                 unfinished = unfinished & ~stopping_criteria(ids[:, :length], None)
             if length == longest or not unfinished.any():
                 break
-            decoder = TokenDecoder(model, memories, batch) if decoder is None else decoder
             logits = decoder.step(tokens, length - 1)
     finally:
-        for layer, memory in zip(cache.layers, memories, strict=True):
+        for layer, memory in zip(cache.layers, decoder.memories, strict=True):
             memory.show_in(layer)
     if streamer is not None:
         streamer.end()
     return ids[:, :length], cache
 
 
-def _first_logits(
+def _start(
     model: nn.Module, input_ids: torch.LongTensor, cache: DynamicCache, room: int
-) -> tuple[list["LayerMemory"], torch.FloatTensor]:
-    """Memory with the keys and values of all ids, and the logits after the last of them."""
+) -> tuple["TokenDecoder", torch.FloatTensor]:
+    """A decoder that has seen all ids, and the logits after the last of them."""
     cached = cache.get_seq_length()
     memories = [getattr(layer, "decoding_memory", None) for layer in cache.layers]
     goes_on = all(
@@ -194,7 +193,7 @@ def _first_logits(
     )
     if cached == input_ids.shape[1] - 1 and memories and goes_on:
         decoder = TokenDecoder(model, memories, len(input_ids))
-        return memories, decoder.step(input_ids[:, -1], cached)
+        return decoder, decoder.step(input_ids[:, -1], cached)
     positions = torch.arange(cached, input_ids.shape[1]).unsqueeze(0)
     outputs = model(
         input_ids=input_ids[:, cached:],
@@ -209,7 +208,7 @@ def _first_logits(
     for layer, memory in zip(cache.layers, memories, strict=True):
         memory.load(layer)
         memory.show_in(layer)
-    return memories, outputs.logits[:, -1].float()
+    return TokenDecoder(model, memories, len(input_ids)), outputs.logits[:, -1].float()
 
 
 class LayerMemory:
