@@ -6,6 +6,7 @@ import torch
 from docs_scripts import tables
 
 import hf_igpt
+from hf_igpt import ImageGPTConfig
 from hf_igpt.arguments import SHIPPED_RECIPES, load_recipe, parse_arguments, shipped_recipes
 from hf_igpt.commands import finetune, probe
 from hf_igpt.data.options import grid_size
@@ -27,7 +28,8 @@ def arguments_of(name: str) -> PretrainArguments:
 
 def test_which_recipes_there_are():
     sizes = ("cifar10", "digits", "imagenet32-igpt-l", "imagenet32-igpt-m", "imagenet32-igpt-s")
-    assert {"cifar10-cpu", "cifar10-masked-cpu", *sizes, *(f"{name}-masked" for name in sizes)} == set(NAMES)
+    others = ("cifar10-cpu", "cifar10-masked-cpu", "imagenet64-igpt-s-windows")
+    assert {*others, *sizes, *(f"{name}-masked" for name in sizes)} == set(NAMES)
     assert (ROOT / "recipes").resolve() == SHIPPED_RECIPES.resolve()
     assert Path(hf_igpt.__file__).parent in SHIPPED_RECIPES.parents
 
@@ -94,6 +96,16 @@ def test_the_model_and_its_cost(name):
         images = arguments.max_steps * arguments.total_batch_size
         assert images / 1e6 == pytest.approx(float(stated[2]), rel=0.01)
         assert images * training_flops(config) == pytest.approx(float(stated[1]), rel=0.01)
+
+
+def test_a_pixel_at_64_by_64_costs_at_most_half_more_than_one_at_32_by_32():
+    arguments = arguments_of("imagenet64-igpt-s-windows")
+    windowed, whole = model_config(arguments, 512, (64, 64)), ImageGPTConfig.from_preset("igpt-s")
+    per_pixel = [training_flops(config) / config.n_positions for config in (windowed, whole)]
+    assert (windowed.hidden_size, windowed.num_hidden_layers) == (whole.hidden_size, whole.num_hidden_layers)
+    stated = float(re.search(r"([\d.]+) times", tables.recipe_header("imagenet64-igpt-s-windows")["Paper row"])[1])
+    assert per_pixel[0] / per_pixel[1] == pytest.approx(stated, abs=0.005)
+    assert per_pixel[0] < 1.5 * per_pixel[1]
 
 
 @pytest.mark.parametrize("objective", ["next_pixel", "masked"])

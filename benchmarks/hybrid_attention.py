@@ -1,0 +1,70 @@
+"""Likelihood of runs that differ in attention and seed alone, beside their cost; see runs/hybrid-attention.sh.
+
+python benchmarks/hybrid_attention.py --results outputs/hybrid-attention/*-[01] --output hybrid-attention.json
+"""
+
+import argparse
+import statistics
+from typing import Any
+
+from hf_igpt.results import read_results, write_results
+from hf_igpt.training.arguments import PretrainArguments
+from hf_igpt.training.cost import training_flops
+from hf_igpt.training.pretraining import model_config
+
+
+# What may differ between the runs.
+VARIED = ("attention_window_rows", "full_attention_every", "seed", "output_dir", "dataset_name", "tokens")
+
+
+def attention_of(arguments: dict[str, Any]) -> str:
+    rows, every = arguments["attention_window_rows"], arguments["full_attention_every"]
+    if rows is None:
+        return "full"
+    return f"{rows} rows" if every == 0 else f"{rows} rows, every {every}th block full"
+
+
+def flops_of(arguments: dict[str, Any]) -> int:
+    options = PretrainArguments(**arguments)
+    height, width = options.image_size[0], options.image_size[-1]
+    return training_flops(model_config(options, options.num_colors, (height, width)))
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--results", nargs="+", required=True, help="folders of finished runs of pretrain")
+    options.add_argument("--output", help="results JSON to write")
+    arguments = options.parse_args()
+    results = [read_results(folder) for folder in arguments.results]
+    shared = [{k: v for k, v in result["arguments"].items() if k not in VARIED} for result in results]
+    if any(settings != shared[0] for settings in shared) or len({result["palette_hash"] for result in results}) > 1:
+        raise SystemExit("The runs differ in more than attention and seed: their likelihoods can't be compared.")
+    rows: dict[str, dict[str, Any]] = {}
+    for result in results:
+        row = rows.setdefault(attention_of(result["arguments"]), {"runs": []})
+        row["training_gflop_per_image"] = flops_of(result["arguments"]) / 1e9
+        row["runs"].append(
+            {
+                "seed": result["seeds"]["seed"],
+                "validation_nats_per_token": result["metrics"]["validation"]["nats_per_token"],
+                "training_seconds": result["training_seconds"],
+                "commit": result["commit"],
+                "command": result["command"],
+            }
+        )
+    for name, row in rows.items():
+        row["nats_per_token"] = statistics.mean(run["validation_nats_per_token"] for run in row["runs"])
+        print(f"{name:32}{row['nats_per_token']:8.4f} nats/token{row['training_gflop_per_image']:8.2f} GFLOP an image")
+    if arguments.output:
+        metrics = {
+            "attention": rows,
+            "optimizer_steps": results[0]["metrics"]["optimizer_steps"],
+            "images_seen": results[0]["metrics"]["images_seen"],
+            "parameters": results[0]["metrics"]["parameters"],
+            "unigram_nats_per_token": results[0]["metrics"]["validation"]["unigram_nats_per_token"],
+        }
+        write_results(arguments.output, metrics=metrics, arguments=shared[0])
+
+
+if __name__ == "__main__":
+    main()
