@@ -1,6 +1,7 @@
 """Likelihood of runs that differ in attention and seed alone, beside their cost; see runs/hybrid-attention.sh.
 
-python benchmarks/hybrid_attention.py --results outputs/hybrid-attention/*-[01] --output hybrid-attention.json
+python benchmarks/hybrid_attention.py --results outputs/hybrid-attention/*-[01] --output hybrid-attention.json \
+        --picture hybrid-attention.png
 """
 
 import argparse
@@ -21,7 +22,7 @@ def attention_of(arguments: dict[str, Any]) -> str:
     rows, every = arguments["attention_window_rows"], arguments["full_attention_every"]
     if rows is None:
         return "full"
-    return f"{rows} rows" if every == 0 else f"{rows} rows, every {every}th block full"
+    return f"{rows} rows in every block" if every == 0 else f"{rows} rows, one block of {every} full"
 
 
 def flops_of(arguments: dict[str, Any]) -> int:
@@ -30,10 +31,30 @@ def flops_of(arguments: dict[str, Any]) -> int:
     return training_flops(model_config(options, options.num_colors, (height, width)))
 
 
+def draw(rows: dict[str, dict[str, Any]], path: str) -> None:
+    """Likelihood over the cost of an image: one point a run, a line through the means."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axes = figure.subplots()
+    ordered = sorted(rows.items(), key=lambda item: item[1]["training_gflop_per_image"])
+    costs = [row["training_gflop_per_image"] for _, row in ordered]
+    axes.plot(costs, [row["nats_per_token"] for _, row in ordered], color="grey", linewidth=1)
+    for name, row in ordered:
+        nats = [run["validation_nats_per_token"] for run in row["runs"]]
+        axes.plot([row["training_gflop_per_image"]] * len(nats), nats, "o", label=name)
+    axes.set_xlabel("GFLOP an image, forward and backward")
+    axes.set_ylabel("nats/token on validation")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--results", nargs="+", required=True, help="folders of finished runs of pretrain")
     options.add_argument("--output", help="results JSON to write")
+    options.add_argument("--picture", help="plot to write")
     arguments = options.parse_args()
     results = [read_results(folder) for folder in arguments.results]
     shared = [{k: v for k, v in result["arguments"].items() if k not in VARIED} for result in results]
@@ -55,6 +76,8 @@ def main() -> None:
     for name, row in rows.items():
         row["nats_per_token"] = statistics.mean(run["validation_nats_per_token"] for run in row["runs"])
         print(f"{name:32}{row['nats_per_token']:8.4f} nats/token{row['training_gflop_per_image']:8.2f} GFLOP an image")
+    if arguments.picture:
+        draw(rows, arguments.picture)
     if arguments.output:
         metrics = {
             "attention": rows,

@@ -22,4 +22,5 @@ for seed in 0 1; do
         images=(--tokens "$output/full-0/tokens")
     done
 done
-python benchmarks/hybrid_attention.py --results "${results[@]}" --output "$output/hybrid-attention.json"
+python benchmarks/hybrid_attention.py --results "${results[@]}" --output "$output/hybrid-attention.json" \
+    --picture "$output/hybrid-attention.png"
