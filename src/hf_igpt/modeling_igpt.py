@@ -56,7 +56,7 @@ from .checks_igpt import check_mask, check_tokens
 from .configuration_igpt import FULL, SLIDING, ImageGPTConfig
 from .functional_igpt import quick_gelu, recomputed_for_backward, rms_norm
 from .generation_igpt import iterative_decode
-from .losses_igpt import masked_cross_entropy, mean_cross_entropy, share
+from .losses_igpt import head_nats, masked_mean, mean_over, share, token_nats
 from .native_igpt import native_state_dict_to_igpt
 from .saving_igpt import MODEL_FILES, save_over
 from .windowed_attention_igpt import attend_in_blocks
@@ -611,6 +611,7 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGenerationMix
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         cache: Cache | None = None,
+        skip_logits: bool = False,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """
@@ -623,13 +624,16 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGenerationMix
                 the shifted loss of transformers' ImageGPT, which cannot score the first token: for parity only.
             num_items_in_batch: labels in all batches of one optimizer step, over all processes, as Trainer counts
                 them. The loss is then this batch's share of their mean.
+            skip_logits: give the loss alone. The logits of all tokens are then never held, see `head_nats`.
 
         Returns:
-            `loss` in nats per token, `logits` of shape (B, T, V).
+            `loss` in nats per token, `logits` of shape (B, T, V) or None.
 
         Raises:
-            ValueError: labels outside [0, V), the start token among them, or more tokens than the grid has.
+            ValueError: labels outside [0, V), the start token among them, more tokens than the grid has, or
+                `skip_logits` without labels.
         """
+        _check_skipping(skip_logits, labels)
         cache = one_cache(cache, past_key_values)
         if input_ids is None and inputs_embeds is None and labels is not None:
             is_given = any(option is not None for option in (attention_mask, position_ids, cache))
@@ -640,8 +644,8 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGenerationMix
                 )
             check_tokens("labels", labels, self.config)
             outputs = self.transformer.encode(labels, **kwargs)
-            logits = self.lm_head(outputs.last_hidden_state)
-            loss = mean_cross_entropy(logits, labels, num_items_in_batch)
+            logits, nats = _logits_and_nats(self, outputs.last_hidden_state, labels, skip_logits)
+            loss = mean_over(nats, labels, num_items_in_batch)
             return CausalLMOutputWithPast(
                 loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
             )
@@ -656,14 +660,19 @@ class ImageGPTForCausalImageModeling(ImageGPTPreTrainedModel, ImageGenerationMix
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        logits = None if skip_logits else self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             if input_ids is not None and not torch.compiler.is_compiling():
                 warn_without_start_token(input_ids, self.config)
             _check_shape("labels", labels, outputs.last_hidden_state.shape[:2])
             check_tokens("labels", labels[:, 1:], self.config, ignored=-100)
-            loss = mean_cross_entropy(logits[:, :-1], labels[:, 1:], num_items_in_batch)
+            labels = labels[:, 1:]
+            if skip_logits:
+                nats = head_nats(self.lm_head, outputs.last_hidden_state[:, :-1], labels, self.config.num_values)
+            else:
+                nats = token_nats(logits[:, :-1], labels)
+            loss = mean_over(nats, labels, num_items_in_batch)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
@@ -702,6 +711,7 @@ class ImageGPTForMaskedImageModeling(ImageGPTPreTrainedModel):
         bool_masked_pos: torch.BoolTensor | None = None,
         labels: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        skip_logits: bool = False,
         **kwargs,
     ) -> MaskedLMOutput:
         """
@@ -711,25 +721,29 @@ class ImageGPTForMaskedImageModeling(ImageGPTPreTrainedModel):
             labels: tokens to predict, of shape (B, T), by default `input_ids`. Only masked ones are scored.
             num_items_in_batch: labels in all batches of one optimizer step, over all processes, as Trainer counts
                 them. The loss is then this batch's share of their mean.
+            skip_logits: give the loss alone. The logits of all tokens are then never held, see `head_nats`.
 
         Returns:
-            `logits` of shape (B, T, V). With a mask or labels `loss`, the mean over an image's masked tokens and then
-            over images, in nats per masked token; 0 where nothing is masked.
+            `logits` of shape (B, T, V) or None. With a mask or labels `loss`, the mean over an image's masked tokens
+            and then over images, in nats per masked token; 0 where nothing is masked.
 
         Raises:
-            ValueError: tokens outside [0, V), more of them than the grid has, or a mask of another shape or type.
+            ValueError: tokens outside [0, V), more of them than the grid has, a mask of another shape or type, or
+                `skip_logits` without mask and labels.
         """
         if input_ids is None:
             raise ValueError("`input_ids` must be given: the tokens of whole images, without the start token.")
         check_tokens("input_ids", input_ids, self.config)
         outputs = self.transformer.encode(input_ids, bool_masked_pos=bool_masked_pos, **kwargs)
-        logits = self.lm_head(outputs.last_hidden_state)
-        loss = None
-        if labels is not None or bool_masked_pos is not None:
+        if labels is None and bool_masked_pos is None:
+            _check_skipping(skip_logits, labels)
+            logits, loss = self.lm_head(outputs.last_hidden_state), None
+        else:
             labels = input_ids if labels is None else labels
             check_tokens("labels", labels, self.config)
             _check_shape("labels", labels, input_ids.shape)
-            loss = masked_cross_entropy(logits, labels, _mask_or_none_hidden(bool_masked_pos, input_ids))
+            logits, nats = _logits_and_nats(self, outputs.last_hidden_state, labels, skip_logits)
+            loss = masked_mean(nats, _mask_or_none_hidden(bool_masked_pos, input_ids)).mean()
             loss = share(loss, labels, num_items_in_batch)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -871,10 +885,10 @@ class ImageGPTForImageClassification(ImageGPTPreTrainedModel):
     def _generative_loss(
         self, hidden_states: torch.Tensor, tokens: torch.LongTensor, bool_masked_pos: torch.BoolTensor | None
     ) -> torch.Tensor:
-        logits = self.lm_head(hidden_states)
+        _, nats = _logits_and_nats(self, hidden_states, tokens, skip_logits=True)
         if self.config.is_causal:
-            return mean_cross_entropy(logits, tokens, None)
-        return masked_cross_entropy(logits, tokens, _mask_or_none_hidden(bool_masked_pos, tokens))
+            return nats.mean()
+        return masked_mean(nats, _mask_or_none_hidden(bool_masked_pos, tokens)).mean()
 
     def _check_classes(self, labels: torch.Tensor) -> None:
         # As for tokens. Only class ids have a range: the other problem types have numbers for labels.
@@ -909,6 +923,21 @@ def _hides_nothing(attention_mask: torch.Tensor | None) -> bool:
 def _check_shape(name: str, tokens: torch.Tensor, shape: torch.Size) -> None:
     if tokens.shape != shape:
         raise ValueError(f"`{name}` must have the shape of the input {list(shape)}, got {list(tokens.shape)}.")
+
+
+def _check_skipping(skip_logits: bool, labels: torch.LongTensor | None) -> None:
+    if skip_logits and labels is None:
+        raise ValueError("`skip_logits` leaves only the loss, which needs `labels`. Give them, or ask for logits.")
+
+
+def _logits_and_nats(
+    model: ImageGPTPreTrainedModel, hidden_states: torch.Tensor, labels: torch.LongTensor, skip_logits: bool
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """The logits (B, T, V), or None, and the nats (B, T) of labels (B, T)."""
+    if skip_logits:
+        return None, head_nats(model.lm_head, hidden_states, labels, model.config.num_values)
+    logits = model.lm_head(hidden_states)
+    return logits, token_nats(logits, labels)
 
 
 def _mask_or_none_hidden(bool_masked_pos: torch.BoolTensor | None, tokens: torch.LongTensor) -> torch.BoolTensor:

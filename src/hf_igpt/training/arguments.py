@@ -33,7 +33,9 @@ class TrainerOptions:
     weight_decay: float = option(0.0, "decoupled weight decay of the projections alone", low=0, high=1)
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 does not clip", low=0)
     precision: str = option(
-        "auto", "auto takes bf16 where a GPU has it, otherwise fp32", choices=("auto", "fp32", "bf16", "fp16")
+        "auto",
+        "auto takes bf16 on a GPU that has it or a CPU with AMX, otherwise fp32",
+        choices=("auto", "fp32", "bf16", "fp16"),
     )
     torch_compile: bool = option(False, "compile the model")
     gradient_checkpointing: bool = option(False, "less memory for a quarter more time")

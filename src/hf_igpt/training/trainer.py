@@ -36,6 +36,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
+from hf_igpt.modeling_igpt import ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling
 from hf_igpt.storage import (
     MANIFEST,
     DamagedFolderError,
@@ -111,6 +112,20 @@ class IGPTTrainer(Trainer):
         self.throughput = throughput
         self._stop = StopAfterStep()
         self.add_callback(self._stop)
+        heads = (ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling)
+        # Compiled under DDP, the graph is cut where gradients are sent, which older torch can't do around blocks that
+        # are computed again.
+        is_cut = self.args.torch_compile and self.args.world_size > 1
+        self._heads_skip_logits = isinstance(self.model, heads) and not is_cut
+        if self.args.torch_compile:
+            self._compile_once()
+
+    def _compile_once(self) -> None:
+        plugin = self.accelerator.state.dynamo_plugin
+        # `EpochSampler` deals batches of one shape.
+        plugin.dynamic = False
+        # One graph, or an error that says where it breaks. DDP's own code breaks it, to send gradients meanwhile.
+        plugin.fullgraph = self.args.world_size == 1 and getattr(self.model, "_can_compile_fullgraph", False)
 
     # Start and resume
 
@@ -230,6 +245,18 @@ class IGPTTrainer(Trainer):
         linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
         return [f"{name}.weight" for name in linear]
 
+    # The loss
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **kwargs: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """As in Trainer; where nobody reads the logits, they are never held all at once."""
+        nobody_reads = not return_outputs or self.args.prediction_loss_only
+        is_models_own = self.compute_loss_func is None and self.label_smoother is None
+        if self._heads_skip_logits and nobody_reads and is_models_own:
+            inputs = {**inputs, "skip_logits": True}
+        return super().compute_loss(model, inputs, return_outputs, **kwargs)
+
     # The log
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -249,7 +276,6 @@ class IGPTTrainer(Trainer):
 
     def _pretrains_on(self, dataset: Any) -> bool:
         from hf_igpt.data.loading import MaskedTokenCollator, TokenCollator, TokenDataset
-        from hf_igpt.modeling_igpt import ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling
 
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         pairs = (

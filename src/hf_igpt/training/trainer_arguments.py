@@ -31,6 +31,7 @@ def training_arguments(
     steps_per_epoch = math.ceil(num_images / arguments.total_batch_size)
     per_device, accumulation = split_batch(arguments)
     has_validation = not arguments.fold_validation
+    has_gpu = torch.cuda.is_available()
     fields = dict(
         output_dir=arguments.output_dir,
         seed=arguments.seed,
@@ -53,7 +54,9 @@ def training_arguments(
         ddp_timeout=arguments.ddp_timeout,
         # Workers that stay alive draw from the global generator once, a resumed run once more: dropout would differ.
         dataloader_persistent_workers=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        # The next batch is copied while the device works on this one.
+        dataloader_pin_memory=has_gpu,
+        accelerator_config={"non_blocking": has_gpu},
         use_cpu=use_cpu(),
         remove_unused_columns=False,
         prediction_loss_only=True,
@@ -88,12 +91,21 @@ def split_batch(arguments: "PretrainArguments | FinetuneArguments", devices: int
 
 
 def _precision(precision: str) -> dict[str, bool]:
+    if precision == "auto":
+        precision = "bf16" if has_fast_bf16() else "fp32"
+    return {"bf16": precision == "bf16", "fp16": precision == "fp16"}
+
+
+def has_fast_bf16() -> bool:
+    """
+    Whether the device that this process trains on multiplies matrices in bf16 faster than in fp32: a GPU that has it,
+    or a CPU with AMX. Other CPUs know bf16 and are no faster with it, or slower.
+    """
     import torch
 
-    if precision == "auto":
-        has_bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        precision = "bf16" if has_bf16 else "fp32"
-    return {"bf16": precision == "bf16", "fp16": precision == "fp16"}
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return use_cpu() and torch.cpu._is_amx_tile_supported()
 
 
 def trackers(report_to: str) -> list[str]:
