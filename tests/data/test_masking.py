@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_igpt.data.masking import UNIFORM, Masking
+from hf_igpt.data.masking import UNIFORM, Masking, smallest
 
 
 RATES = st.one_of(st.floats(0.001, 1), st.just(UNIFORM))
@@ -89,3 +89,14 @@ def test_strata_cover_the_numbers_of_hidden_tokens():
 def test_other_rates_are_refused(rate):
     with pytest.raises(ValueError, match="`rate` must be above 0 and at most 1, or 'uniform', got"):
         Masking(64, rate)
+
+
+@pytest.mark.parametrize("values", [3, 2**64 - 1])
+def test_the_smallest_words_of_a_row_the_first_of_equal_ones(values):
+    generator = np.random.default_rng(0)
+    words = generator.integers(0, values, (50, 20), dtype=np.uint64, endpoint=True)
+    counts = generator.integers(1, 21, 50)
+    chosen = smallest(words, counts)
+    for row, count, places in zip(words, counts, chosen, strict=True):
+        expected = sorted(range(20), key=lambda place, row=row: (row[place], place))[:count]
+        assert np.flatnonzero(places).tolist() == sorted(expected)

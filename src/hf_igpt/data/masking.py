@@ -56,8 +56,7 @@ class Masking:
         words = random_words(f"mask {part}", self.seed, epochs, images, self.num_tokens)
         if self.rate == UNIFORM:
             # The k smallest of independent numbers are a uniform choice of k places.
-            ranks = words.argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
-            return ranks < self._uniform_counts(epochs, images, part, parts)[:, None]
+            return smallest(words, self._uniform_counts(epochs, images, part, parts))
         masks = words < np.uint64(min(round(self.rate * 2.0**64), 2**64 - 1))
         empty = ~masks.any(axis=1)
         masks[empty, words[empty].argmin(axis=1)] = True
@@ -68,3 +67,15 @@ class Masking:
         offsets = random_words("mask rate", self.seed, epochs, np.zeros(1), 1)[:, 0] / 2.0**64
         points = (offsets + images * _GOLDEN_RATIO) % 1.0
         return 1 + np.minimum(((part + points) / parts * self.num_tokens).astype(np.int64), self.num_tokens - 1)
+
+
+def smallest(words: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """True at the `counts` (rows,) smallest words of each row of (rows, places), the first of equal ones."""
+    # Sorting values is ten times as fast as sorting places, which only equal words at the limit need.
+    limits = np.take_along_axis(np.sort(words, axis=1), counts[:, None] - 1, axis=1)
+    chosen = words <= limits
+    tied = chosen.sum(axis=1) != counts
+    if tied.any():
+        ranks = words[tied].argsort(axis=1, kind="stable").argsort(axis=1, kind="stable")
+        chosen[tied] = ranks < counts[tied, None]
+    return chosen
