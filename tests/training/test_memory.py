@@ -93,6 +93,15 @@ def test_gradients_are_there_from_the_start_where_batches_add_up():
     assert more.peak - once.peak == once.gradients
 
 
+def test_the_loss_holds_one_block_of_logits():
+    config = ImageGPTConfig(image_size=32, hidden_size=64, num_hidden_layers=1)
+    image = 3 * 4 * 1024 * 512
+    assert training_memory(config, TrainingSetting(1)).loss == image / 2
+    assert training_memory(config, TrainingSetting(1, on_cpu=False)).loss == image
+    for on_cpu in (True, False):
+        assert training_memory(config, TrainingSetting(1024, on_cpu=on_cpu)).loss == 64 * image
+
+
 def test_windows_bound_the_cache():
     full = ImageGPTConfig(**SIZES)
     types = ["sliding_attention", "sliding_attention", "full_attention"]

@@ -122,7 +122,14 @@ def resolved_precision(name: str, precision: str) -> str:
     """What "auto" stands for on a device."""
     if precision != "auto":
         return precision
-    return "fp32" if name == "cpu" else "bf16"
+    return "bf16" if name != "cpu" or has_amx() else "fp32"
+
+
+def has_amx() -> bool:
+    """Whether this machine's CPU multiplies matrices in bf16 faster than in fp32; without AMX it is no faster."""
+    import torch
+
+    return torch.cpu._is_amx_tile_supported()
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from hf_igpt.configuration_igpt import SLIDING, ImageGPTConfig
 from hf_igpt.functional_igpt import SMALL_ELEMENTS
+from hf_igpt.losses_igpt import BLOCK_LOGITS, CPU_BLOCK_LOGITS, MAX_HEAD_BLOCKS
 from hf_igpt.training.cost import attention_window, block_parameters, parameters, product_parameters
 
 
@@ -57,7 +58,7 @@ class TrainingMemory:
         copies: half-precision copies of the weights, which autocast keeps until the backward pass has used them.
         exchange: buffers of the exchange between devices: DDP's buckets, or FSDP's blocks in one piece.
         activations: what the backward pass needs, at its start.
-        loss: logits and their gradient.
+        loss: logits of one block of tokens and their gradient.
         working: of the block that the backward pass is at, beside its activations.
         accumulates: whether gradients are there while activations are.
     """
@@ -174,9 +175,10 @@ def _square_bytes(config: ImageGPTConfig, setting: TrainingSetting) -> int:
 
 
 def _loss_bytes(config: ImageGPTConfig, setting: TrainingSetting) -> int:
-    """Log probabilities in float32, their gradient and that of the logits."""
+    """Of one block of tokens (`losses_igpt`): log probabilities in float32, their gradient and that of the logits."""
     logits = setting.images * config.n_positions * config.num_values
-    return logits * 3 * FULL_PRECISION
+    block = max(CPU_BLOCK_LOGITS if setting.on_cpu else BLOCK_LOGITS, logits // MAX_HEAD_BLOCKS)
+    return min(logits, block) * 3 * FULL_PRECISION
 
 
 def _working_bytes(config: ImageGPTConfig, setting: TrainingSetting) -> int:

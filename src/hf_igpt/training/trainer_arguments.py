@@ -97,15 +97,14 @@ def _precision(precision: str) -> dict[str, bool]:
 
 
 def has_fast_bf16() -> bool:
-    """
-    Whether the device that this process trains on multiplies matrices in bf16 faster than in fp32: a GPU that has it,
-    or a CPU with AMX. Other CPUs know bf16 and are no faster with it, or slower.
-    """
+    """Whether the device that this process trains on multiplies matrices in bf16 faster than in fp32."""
     import torch
+
+    from hf_igpt.training.devices import has_amx
 
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return use_cpu() and torch.cpu._is_amx_tile_supported()
+    return use_cpu() and has_amx()
 
 
 def trackers(report_to: str) -> list[str]:
