@@ -145,17 +145,19 @@ def _error(predicted: float, measured: float) -> float:
 
 def main() -> None:
     options = parser(__doc__, repeats=3)
+    options.add_argument("--cases", type=int, nargs="+", help="numbers of the cases, from 0; by default all")
     arguments = options.parse_args()
+    cases = [CASES[number] for number in arguments.cases or range(len(CASES))]
     # First: a fork must not follow work in threads.
     memory = {}
-    for case in CASES:
+    for case in cases:
         memory[case.name] = measured_memory(case)
         print(case.name, memory[case.name], flush=True)
     peaks = machine_peaks()
     flops = counted_flops(CASES[1])
     assert flops["counted"] == flops["predicted"], flops
     rows = []
-    for case in CASES:
+    for case in cases:
         times, found = measured_time(case, arguments.repeats), memory[case.name]
         pairs = zip(times["predicted"], times["measured"], strict=True)
         print(case.name, times, flush=True)

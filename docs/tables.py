@@ -212,16 +212,18 @@ def demo_load_table() -> str:
 
 
 def plans_text() -> str:
-    """What the shipped recipes cost, on one device and on eight."""
+    """What the shipped recipes cost on a CPU, on one GPU and on eight."""
     parts = []
-    for name in ("plan-one-device", "plan-eight-devices"):
+    for name in ("plan-cpu", "plan-one-gpu", "plan-eight-gpus"):
         results = read_results(RESULTS / f"{name}.json")
         parts.append(plans_table(results["metrics"]["plans"]))
         parts.append(f"`{results['command']}` ([JSON](docs/results/{name}.json))")
-    hardware = read_results(RESULTS / "plan-one-device.json")["hardware"]
+    measured = read_results(RESULTS / "plan-cpu.json")["arguments"]["measured_flops"]
+    hardware = read_results(ROOT / measured)["hardware"]
     parts.append(
-        f"GB are what the recipe as it is takes on one device. The CPU is {hardware['cores']} cores of "
-        f"{hardware['cpu']}. A device that fits fewer images at once accumulates the rest of a step."
+        f"GB are what the recipe as it is takes on one device. The CPU's rate is that of {hardware['cores']} cores of "
+        f"{hardware['cpu']} ([JSON]({measured})). A device that fits fewer images at once accumulates the rest of a "
+        "step."
     )
     return "\n\n".join(parts)
 

@@ -47,7 +47,7 @@ def plans_table(plans: Sequence[dict[str, Any]]) -> str:
             [
                 f"`{plan['recipe']}`",
                 _millions(plan["model"]["parameters"]),
-                f"{plan['flops']['training_per_image'] / 1e9:,.3g}",
+                _three_digits(plan["flops"]["training_per_image"] / 1e9),
                 f"{plan['flops']['run']:.2g}",
                 *(f"{_gigabytes(row['memory']['peak'])} GB, {_outcome(row)}" for row in plan["devices"]),
             ]
@@ -78,7 +78,11 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     unit, length = next((pair for pair in _UNITS if seconds >= 2 * pair[1]), _UNITS[-1])
-    return f"{seconds / length:,.3g} {unit}" if seconds < 1000 * length else f"{seconds / length:,.0f} {unit}"
+    return f"{_three_digits(seconds / length)} {unit}"
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:,.3g}" if number < 999.5 else f"{number:,.0f}"
 
 
 def _heading(row: dict[str, Any]) -> str:
@@ -112,11 +116,11 @@ def _rate(row: dict[str, Any]) -> str:
 
 
 def _per_second(rate: float | None) -> str:
-    return "-" if rate is None else f"{rate:,.3g}" if rate < 1000 else f"{rate:,.0f}"
+    return "-" if rate is None else _three_digits(rate)
 
 
 def _gigabytes(count: int | None) -> str:
-    return "" if count is None else f"{count / 1e9:,.3g}" if count < 1e12 else f"{count / 1e9:,.0f}"
+    return "" if count is None else _three_digits(count / 1e9)
 
 
 def _millions(count: int) -> str:
