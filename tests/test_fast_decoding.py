@@ -10,6 +10,7 @@ from transformers.generation import BaseStreamer, CompileConfig
 
 from hf_igpt import ImageGPTForCausalImageModeling, causal_generation_igpt
 from hf_igpt.causal_generation_igpt import CACHE_NAME
+from hf_igpt.completion_igpt import draw_hidden, stream_hidden
 from hf_igpt.fast_decoding_igpt import LayerMemory, TokenDecoder
 
 
@@ -230,6 +231,17 @@ def test_going_on_copies_nothing():
     continued(model, prefix(model, 3), lambda cache: kept.append(note(cache)) or cache)
     note(kept[0])
     assert addresses[0] == addresses[1]
+
+
+@pytest.mark.parametrize("windows", [{}, WINDOWED], ids=str)
+def test_images_that_are_streamed_row_by_row_are_begun_once(fast_calls, monkeypatch, windows):
+    model, loads = tiny_causal(**windows), []
+    load = LayerMemory.load
+    monkeypatch.setattr(LayerMemory, "load", lambda memory, layer: loads.append(layer) or load(memory, layer))
+    tokens, hidden = torch.zeros(2, 12, dtype=torch.long), torch.ones(2, 12, dtype=torch.bool)
+    *_, (streamed, _) = stream_hidden(model, tokens, hidden, [3, 4])
+    assert len(fast_calls) == 3 and len(loads) == len(model.transformer.h)
+    assert torch.equal(streamed, draw_hidden(model, tokens, hidden, [3, 4]))
 
 
 def test_windowed_blocks_have_memory_for_two_windows_only():
