@@ -58,10 +58,11 @@ class Case:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
         tokens = torch.randint(0, self.config.num_values, (self.images, self.config.n_positions))
-        masked = {} if self.config.is_causal else {"bool_masked_pos": torch.ones_like(tokens, dtype=torch.bool)}
+        masked = {"input_ids": tokens, "bool_masked_pos": torch.ones_like(tokens, dtype=torch.bool)}
+        inputs = {"labels": tokens} if self.config.is_causal else masked
 
         def step() -> None:
-            (model(tokens, **masked) if masked else model(labels=tokens)).loss.backward()
+            model(**inputs, skip_logits=True).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
 

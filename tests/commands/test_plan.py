@@ -129,6 +129,11 @@ def test_a_palette_that_is_not_here_is_assumed(tmp_path):
     assert found["notes"] == ["The palette somebody/palette is not here: 512 colours are assumed."]
 
 
+def test_what_a_prediction_does_not_know_is_said():
+    (note,) = planned("digits", "--torch_compile", "--device", "h100")["notes"]
+    assert note.endswith("`torch_compile` changes nothing in them.")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -69,10 +69,10 @@ def training_flops(config: ImageGPTConfig) -> int:
 
 def executed_flops(config: ImageGPTConfig, gradient_checkpointing: bool = False) -> int:
     """
-    `training_flops`, and with gradient checkpointing the blocks' second forward pass, which ends before the last
-    product of each: nothing needs its output again.
+    `training_flops`, the head's second forward pass, whose logits aren't kept, and with gradient checkpointing that of
+    the blocks, which ends before the last product of each: nothing needs its output again.
     """
-    flops = training_flops(config)
+    flops = training_flops(config) + head_flops(config)
     if gradient_checkpointing:
         last = 2 * config.num_hidden_layers * config.n_positions * config.intermediate_size * config.hidden_size
         flops += forward_flops(config) - head_flops(config) - last
