@@ -32,7 +32,9 @@ def plan(arguments: PlanArguments, name: str) -> dict[str, Any]:
     size = grid_size(arguments)
     num_colors, notes = _num_colors(arguments)
     if arguments.torch_compile:
-        notes.append("Times and memory are those of a run that isn't compiled: `torch_compile` changes nothing in them.")
+        notes.append(
+            "Times and memory are those of a run that isn't compiled: `torch_compile` changes nothing in them."
+        )
     config = model_config(arguments, num_colors, (size["height"], size["width"]))
     steps = optimizer_steps(arguments)
     images = steps * arguments.total_batch_size
