@@ -1,10 +1,12 @@
 """What the benchmarks share: equal models of both packages, paired timing, the machine's peaks."""
 
 import argparse
+import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from transformers import ImageGPTConfig as NativeConfig
@@ -12,15 +14,24 @@ from transformers import ImageGPTForCausalImageModeling as NativeModel
 
 from hf_igpt import ImageGPTForCausalImageModeling
 from hf_igpt.results import hardware
+from hf_igpt.storage import atomic_path
 from hf_igpt.training.cost import matmul_peak
 
 
-def parser(description: str, *, repeats: int) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark has."""
+T = TypeVar("T")
+
+
+class OutOfMemory(Exception):
+    """A piece of work needs more memory than there is."""
+
+
+def parser(description: str, *, repeats: int | None = None) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark has; without `repeats` for one that repeats for a time."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument(
-        "--repeats", type=int, default=repeats, help=f"paired runs; medians count (default {repeats})"
-    )
+    if repeats is not None:
+        options.add_argument(
+            "--repeats", type=int, default=repeats, help=f"paired runs; medians count (default {repeats})"
+        )
     options.add_argument("--output", help="results JSON to write")
     return options
 
@@ -71,25 +82,69 @@ def memory_above(start: Callable[[], Callable[[], object]]) -> float:
     """
     Peak resident memory in MB that a piece of work adds to what `start` has set up, in a fork of this process. Linux.
     """
+
+    def measure() -> float:
+        work = start()
+        before = resident_memory()
+        work()
+        return peak_memory_since(before) / 1e6
+
+    return in_fork(measure)
+
+
+def in_fork(work: Callable[[], T], memory_limit: int | None = None) -> T:
+    """
+    What `work` returns, in a fork of this process, which must not have computed in threads or used a GPU before.
+
+    Args:
+        memory_limit: bytes of address space of the fork, so that it lacks memory before the machine does.
+
+    Raises:
+        OutOfMemory: in the fork, or the fork was killed.
+        RuntimeError: the fork failed otherwise.
+    """
     import multiprocessing
 
     context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe()
-    process = context.Process(target=_report_memory, args=(start, sender))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send_result, args=(work, memory_limit, sender))
     process.start()
+    sender.close()
     try:
-        return receiver.recv()
-    finally:
+        result, error, lacks_memory = receiver.recv()
+    except EOFError:
         process.join()
+        raise OutOfMemory(f"killed with exit code {process.exitcode}") from None
+    process.join()
+    if lacks_memory:
+        raise OutOfMemory(error)
+    if error is not None:
+        raise RuntimeError(error)
+    return result
 
 
-def _report_memory(start: Callable[[], Callable[[], object]], sender) -> None:
-    work = start()
+def _send_result(work: Callable[[], object], memory_limit: int | None, sender) -> None:
+    from hf_igpt.training.errors import is_out_of_memory
+
+    if memory_limit is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
+    try:
+        sender.send((work(), None, False))
+    except Exception as error:
+        lacks_memory = isinstance(error, MemoryError) or is_out_of_memory(error) or "bad_alloc" in str(error)
+        sender.send((None, f"{type(error).__name__}: {error}", lacks_memory))
+
+
+def resident_memory() -> int:
+    """Resident memory in bytes; the peak is forgotten. Linux."""
     with open("/proc/self/clear_refs", "w") as control:
-        control.write("5")  # forgets the peak so far
-    before = _status("VmRSS")
-    work()
-    sender.send((_status("VmHWM") - before) / 1e6)
+        control.write("5")
+    return _status("VmRSS")
+
+
+def peak_memory_since(before: int) -> int:
+    """Bytes that the peak since `resident_memory` lies above what that returned."""
+    return _status("VmHWM") - before
 
 
 def _status(field: str) -> int:
@@ -114,6 +169,21 @@ def describe_machine(peaks: dict[str, float]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, fp32 products {peaks['matmul_gflops']:.0f} GFLOP/s, "
         f"reading memory {peaks['memory_gb_per_second']:.0f} GB/s"
     )
+
+
+def save_lines(path: str, panels: dict[str, dict[str, list[tuple[float, float]]]], unit: str) -> None:
+    """Draws panels side by side into a PNG: points (x, y) by the name of a line, both axes logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    for axes, (title, lines) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        for name, points in lines.items():
+            axes.plot(*zip(*points, strict=True), marker=".", label=name)
+        axes.set(xscale="log", yscale="log", xlabel=unit, ylabel=title)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
 
 
 def seconds_of(work: Callable[[], object]) -> float:

@@ -119,6 +119,91 @@ def benchmarks_table() -> str:
     return "\n".join([*rows, "", note])
 
 
+KINDS = {
+    "ours": "ours",
+    "ours_logits": "ours, logits given",
+    "ours_checkpointing": "ours, gradient checkpointing",
+    "ours_compiled": "ours, compiled",
+    "native": "transformers' ImageGPT",
+    "plain": "plain GPT",
+    "plain_compiled": "plain GPT, compiled",
+}
+
+
+def scaling_table(over: str) -> str:
+    """Seconds and memory of a training step over sequence length, batch or size, a column for each kind of model."""
+    results = read_results(RESULTS / f"benchmark-scaling-{over}.json")
+    rows = results["metrics"]["rows"]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    head = {"tokens": "tokens", "batch": "images at once", "size": "layers x width"}[over]
+    table = [f"| {head} | {' | '.join(KINDS[kind] for kind in kinds)} |", "|---" * (len(kinds) + 1) + "|"]
+    for value in dict.fromkeys(row[over] for row in rows):
+        found = {row["kind"]: row for row in rows if row[over] == value}
+        table.append(f"| {value} | {' | '.join(_step_cell(found[kind]) for kind in kinds)} |")
+    first = rows[0]
+    fixed = {"size": "{size}", "tokens": "{tokens} tokens", "batch": "{batch} images"}
+    what = ", ".join(text.format(**first) for name, text in fixed.items() if name != over)
+    note = (
+        f"Seconds of a step and MB of memory above the model: {what}, {results['arguments']['dtype']}, on "
+        f"{_device(results)}, products {results['metrics']['machine']['matmul_gflops']:.0f} GFLOP/s. "
+        f"[scaling.py](benchmarks/scaling.py), [JSON](docs/results/benchmark-scaling-{over}.json)."
+    )
+    return "\n".join([*table, "", note])
+
+
+def _step_cell(row: dict[str, Any]) -> str:
+    if row["out_of_memory"]:
+        return "out of memory"
+    return f"{statistics.median(row['seconds']):.2f} s, {row['peak_bytes'] / 1e6:,.0f} MB"
+
+
+def _device(results: dict[str, Any]) -> str:
+    hardware = results["hardware"]
+    if results["arguments"].get("device") == "cuda":
+        return hardware["gpus"][0]["name"]
+    return f"{hardware['cores']} cores of {hardware['cpu']}"
+
+
+def roofline_table() -> str:
+    """Measured against the limit of the machine, and where the time goes."""
+    results = read_results(RESULTS / "benchmark-roofline.json")
+    table = ["| work | seconds | limit | reached | what the limit is | where the time goes |", "|---" * 6 + "|"]
+    for name, row in results["metrics"]["rows"].items():
+        limits = ", ".join(f"{what} {1000 * seconds:.1f} ms" for what, seconds in row["limits"].items())
+        shares = sorted((row["shares"] or {}).items(), key=lambda item: -item[1])
+        where = ", ".join(f"{what} {100 * share:.0f} %" for what, share in shares if share >= 0.005)
+        table.append(
+            f"| {name} | {statistics.median(row['seconds']):.3f} | {row['limit_seconds']:.3f} "
+            f"| {100 * row['fraction_of_limit']:.0f} % | {limits} | {where} |"
+        )
+    peaks = results["metrics"]["machine"]
+    note = (
+        f"On {_device(results)}, {results['arguments']['dtype']}: products {peaks['products_gflops']:.0f} GFLOP/s, "
+        f"attention {peaks['attention_gflops']:.0f} forward and {peaks['attention_and_backward_gflops']:.0f} with "
+        f"backward, reading memory {peaks['memory_gb_per_second']:.0f} GB/s, all measured in the same run. "
+        "[roofline.py](benchmarks/roofline.py), [JSON](docs/results/benchmark-roofline.json)."
+    )
+    return "\n".join([*table, "", note])
+
+
+def loading_table() -> str:
+    """The data loader alone against what models take."""
+    results = read_results(RESULTS / "benchmark-data-loading.json")
+    metrics, arguments = results["metrics"], results["arguments"]
+    model, gpu = metrics["model_images_per_second"], metrics["gpu_images_per_second_needed"]
+    table = ["| augmentation, masks, workers | images/s | times the model's rate here |", "|---|---|---|"]
+    for name, row in metrics["rates"].items():
+        rate = row["images_per_second"]
+        table.append(f"| {name} | {rate:,.0f} | {rate / model:,.0f} |")
+    note = (
+        f"Batches of {arguments['batch']} images of {arguments['side']}x{arguments['side']}. A model of the size of "
+        f"the recipe `cifar10` trains on {model:.1f} images/s on this machine; at {arguments['gpu_fraction']:.0%} of "
+        f"{arguments['gpu_tflops']:,.0f} TFLOP/s, an H100's data sheet, it would take {gpu:,.0f} a second. "
+        "[data_loading.py](benchmarks/data_loading.py), [JSON](docs/results/benchmark-data-loading.json)."
+    )
+    return "\n".join([*table, "", note])
+
+
 def decoding_table() -> str:
     """Samples of the masked digits model against the number of passes."""
     results = read_results(RESULTS / "digits-decoding-steps.json")
@@ -374,6 +459,11 @@ README_TABLES: dict[str, Callable[[], str]] = {
 }
 MARKED: dict[str, Callable[[], str]] = {
     **README_TABLES,
+    "scaling-tokens": partial(scaling_table, "tokens"),
+    "scaling-batch": partial(scaling_table, "batch"),
+    "scaling-size": partial(scaling_table, "size"),
+    "roofline": roofline_table,
+    "data-loading": loading_table,
     "recipes": recipes_table,
     "demo-load": demo_load_table,
     "demo-max-waiting": demo_max_waiting,
