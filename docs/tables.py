@@ -224,6 +224,51 @@ def decoding_table() -> str:
     return "\n".join([*rows, "", note])
 
 
+def parallel_table() -> str:
+    """Passes and time of parallel sampling, images that differ, and what a pass costs."""
+    results = read_results(RESULTS / "benchmark-parallel-sampling.json")
+    metrics = results["metrics"]
+    rows = [
+        "| model | at once | forecast, pixels a pass | passes | times as fast as transformers' loop "
+        "| as our loop, pixel by pixel |",
+        "|---|---|---|---|---|---|",
+    ]
+    notes = []
+    for checkpoint, model in metrics["models"].items():
+        name = checkpoint.split("/")[1]
+        for batch, settings in model["batches"].items():
+            for setting, row in settings.items():
+                if setting in ("transformers' loop", "one by one"):
+                    continue
+                ratios = " | ".join(f"{ratio:.2f}" for ratio in row["times_faster"].values())
+                rows.append(
+                    f"| `{name}` | {batch} | {setting} | {row['passes']:.1f} of {model['tokens']} | {ratios} |"
+                )
+        counts = "; ".join(
+            f"{row['images']:,} images in {row['dtype']}: "
+            + ", ".join(f"{count} with {change}" for change, count in row["different"].items())
+            for row in model["rounding"]
+        )
+        notes.append(
+            f"`{name}`: {model['layers']} layers x {model['width']}, {model['values']} values, "
+            f"{model['entropy_nats_per_token']:.2f} nats per token of its own images. Images that differ from those "
+            f"drawn one pixel a pass, of {counts}."
+        )
+    costs = "; ".join(f"over {pixels}, {cost:.2f}" for pixels, cost in metrics["pass_costs"].items() if pixels != "1")
+    clock = "seconds of the processor" if metrics["clock"] == "processor" else "seconds"
+    notes.append(
+        f"With 12 layers x 512, one image at once, a pass costs as much as so many steps of our loop: {costs}."
+    )
+    notes.append(
+        f"Paired runs in one process ({results['arguments']['repeats']}, medians), {clock}, "
+        f"{metrics['cpu_threads']} of the "
+        f"{results['hardware']['cores']} cores of {results['hardware']['cpu']}, float32. "
+        "[parallel_sampling.py](benchmarks/parallel_sampling.py), "
+        "[JSON](docs/results/benchmark-parallel-sampling.json)."
+    )
+    return "\n".join([*rows, "", "\n\n".join(notes)])
+
+
 def probes_table() -> str:
     """What probes read from the runs' features, and fine-tuning beside training from scratch."""
     rows = ["| probe | best layer | accuracy on test | pixels alone | JSON |", "|---|---|---|---|---|"]
@@ -469,6 +514,7 @@ MARKED: dict[str, Callable[[], str]] = {
     "demo-max-waiting": demo_max_waiting,
     "plans": plans_text,
     "cost-model": cost_model_table,
+    "parallel-sampling": parallel_table,
     "digits-best-layer": partial(probe_accuracy, "digits", "best"),
     "digits-pixels": partial(probe_accuracy, "digits", "pixels"),
     "cifar10-cpu-best-layer": partial(probe_accuracy, "cifar10-cpu", "best"),
