@@ -202,6 +202,43 @@ def loading_table() -> str:
         "[data_loading.py](benchmarks/data_loading.py), [JSON](docs/results/benchmark-data-loading.json)."
     )
     return "\n".join([*table, "", note])
+def faults_table() -> str:
+    """Every fault that was caused: how many trials ended well, ours beside transformers' own Trainer."""
+    results = read_results(RESULTS / "fault-injection.json")
+    rows = ["| fault | ours | Trainer |", "|---|---|---|"]
+    for name, cells in results["metrics"]["rows"].items():
+        rows.append(f"| {name} | {_ended_well(cells['ours'])} | {_ended_well(cells.get('Trainer'))} |")
+    note = (
+        "Trials that ended well, of all. Trainer's others end, most of them, in a checkpoint that stops every later "
+        f"start, in lost steps or in damage that nobody notices. Seed {results['seeds']['seed']}, "
+        f"{results['hardware']['cores']} cores of {results['hardware']['cpu']}, shared with other work. "
+        "[fault_injection.py](benchmarks/fault_injection.py), "
+        "[JSON](docs/results/fault-injection.json) of every trial."
+    )
+    return "\n".join([*rows, "", note])
+
+
+def _ended_well(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return ""
+    seconds = f", within {cell['longest_seconds']:.0f} s" if "longest_seconds" in cell else ""
+    share = f"{cell['good']} of {cell['trials']}{seconds}"
+    return f"**{share}**" if cell["good"] == cell["trials"] else share
+
+
+def chaos_table() -> str:
+    """The verdicts of the tool ckpt-chaos."""
+    results = read_results(RESULTS / "checkpoint-chaos.json")
+    rows = ["| class | runs | verdicts |", "|---|---|---|"]
+    for name, found in results["metrics"].items():
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in found["verdicts"].items())
+        rows.append(f"| {name} | {found['runs']} | {verdicts} |")
+    arguments = results["arguments"]
+    note = (
+        f"Version {arguments['ckpt_chaos']}, {arguments['ranks']} process, one of the runs undisturbed. "
+        "[checkpoint_chaos.py](benchmarks/checkpoint_chaos.py), [JSON](docs/results/checkpoint-chaos.json)."
+    )
+    return "\n".join([*rows, "", note])
 
 
 def decoding_table() -> str:
@@ -510,6 +547,8 @@ MARKED: dict[str, Callable[[], str]] = {
     "roofline": roofline_table,
     "data-loading": loading_table,
     "recipes": recipes_table,
+    "faults": faults_table,
+    "chaos": chaos_table,
     "demo-load": demo_load_table,
     "demo-max-waiting": demo_max_waiting,
     "plans": plans_text,
