@@ -11,9 +11,11 @@ the tool's; only its processes are forks of this one, for importing would take m
 import argparse
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
+import types
 from collections import Counter
 from importlib import metadata
 from pathlib import Path
@@ -104,7 +106,8 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     runner.TARGETS |= {"igpt_trainer": "IGPTTrainer"}
-    runner.subprocess.Popen = Fork
+    # The tool's alone: subprocess itself stays what it is.
+    runner.subprocess = types.SimpleNamespace(Popen=Fork, STDOUT=subprocess.STDOUT)
     work = Path(arguments.work).resolve()
     found = {
         name: verdicts(work / name, target, arguments.ranks)

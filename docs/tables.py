@@ -202,6 +202,8 @@ def loading_table() -> str:
         "[data_loading.py](benchmarks/data_loading.py), [JSON](docs/results/benchmark-data-loading.json)."
     )
     return "\n".join([*table, "", note])
+
+
 def faults_table() -> str:
     """Every fault that was caused: how many trials ended well, ours beside transformers' own Trainer."""
     results = read_results(RESULTS / "fault-injection.json")
