@@ -18,8 +18,11 @@ from typing import Any
 
 from hf_igpt.arguments import SHIPPED_RECIPES, shipped_recipes
 from hf_igpt.commands.main import COMMANDS
+from hf_igpt.configuration_igpt import ImageGPTConfig
 from hf_igpt.evaluation.features import layer_window
 from hf_igpt.results import read_results
+from hf_igpt.training.attention_windows import attention_fields
+from hf_igpt.training.cost import parameters, training_flops
 from hf_igpt.training.plan_text import plans_table
 from hf_igpt.training.throughput import training_seconds
 
@@ -534,6 +537,69 @@ def recipes_table() -> str:
     return "\n".join(rows)
 
 
+def attention_cost_table() -> str:
+    """Parameters and FLOPs of the paper's smallest model at two sizes, with full attention and with windows."""
+    rows = [
+        "| iGPT-S | parameters | GFLOP an image | MFLOP a pixel | against 32x32, full |",
+        "|---|---|---|---|---|",
+    ]
+    whole = ImageGPTConfig.from_preset("igpt-s")
+    for side in (32, 64):
+        for what, window, every in (
+            ("full attention", None, 0),
+            ("4 rows, every third block full", 4, 3),
+            ("4 rows in every block", 4, 0),
+        ):
+            windows = attention_fields(window, every, whole.num_hidden_layers, (side, side))
+            config = ImageGPTConfig.from_preset("igpt-s", image_size=side, **windows)
+            flops = training_flops(config)
+            per_pixel = flops / config.n_positions
+            ratio = per_pixel / (training_flops(whole) / whole.n_positions)
+            rows.append(
+                f"| {side}x{side}, {what} | {parameters(config) / 1e6:.1f}M | {flops / 1e9:,.0f} "
+                f"| {per_pixel / 1e6:.0f} | {ratio:.2f} times |"
+            )
+    return "\n".join([*rows, "", "FLOP forward and backward, computed from the config; windows change no parameter."])
+
+
+def windows_time_table() -> str:
+    """Measured time of a training step with windows."""
+    results = read_results(RESULTS / "benchmark-windowed-attention.json")
+    rows = ["| 3 blocks, 256 wide | 32x32 | 64x64 |", "|---|---|---|"]
+    steps = results["metrics"]["steps"]
+    for name in steps["32x32"]:
+        cells = [f"{steps[side][name]['times_faster_than_full']:.2f}" for side in ("32x32", "64x64")]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    machine, peaks = results["hardware"], results["metrics"]["machine"]
+    note = (
+        "Forward and backward, times faster than full attention: medians of pairs that ran in turns, on "
+        f"{machine['cores']} cores of {machine['cpu']} (fp32 products {peaks['matmul_gflops']:.0f} GFLOP/s). Windows "
+        "of 4 rows. The mask is what `sdpa` would be given otherwise. "
+        "[windowed_attention.py](benchmarks/windowed_attention.py), "
+        "[JSON](docs/results/benchmark-windowed-attention.json)."
+    )
+    return "\n".join([*rows, "", note])
+
+
+def hybrid_attention_table() -> str:
+    """Likelihood at equal steps of runs that differ in their attention alone."""
+    results = read_results(RESULTS / "hybrid-attention.json")
+    metrics, arguments = results["metrics"], results["arguments"]
+    rows = ["| attention | nats/token on validation | GFLOP an image | seeds |", "|---|---|---|---|"]
+    for name, row in metrics["attention"].items():
+        seeds = ", ".join(f"{run['validation_nats_per_token']:.3f} (seed {run['seed']})" for run in row["runs"])
+        rows.append(f"| {name} | **{row['nats_per_token']:.3f}** | {row['training_gflop_per_image']:.3f} | {seeds} |")
+    note = (
+        f"CIFAR-10 at {arguments['image_size'][0]}x{arguments['image_size'][0]}, {metrics['optimizer_steps']} steps "
+        f"of {arguments['total_batch_size']} images, {arguments['num_hidden_layers']} blocks, "
+        f"{arguments['hidden_size']} wide, {metrics['parameters'] / 1e6:.2f}M parameters; the colours' frequencies "
+        f"alone have {metrics['unigram_nats_per_token']:.3f} nats/token. Such runs are short: they compare, "
+        "and are far from what these models reach. [hybrid-attention.sh](runs/hybrid-attention.sh), "
+        "[JSON](docs/results/hybrid-attention.json)."
+    )
+    return "\n".join([*rows, "", note])
+
+
 # What the README must have, and all that may stand between markers.
 README_TABLES: dict[str, Callable[[], str]] = {
     "results": results_table,
@@ -554,6 +620,9 @@ MARKED: dict[str, Callable[[], str]] = {
     "demo-load": demo_load_table,
     "demo-max-waiting": demo_max_waiting,
     "plans": plans_text,
+    "attention-cost": attention_cost_table,
+    "windows-time": windows_time_table,
+    "hybrid-attention": hybrid_attention_table,
     "cost-model": cost_model_table,
     "parallel-sampling": parallel_table,
     "digits-best-layer": partial(probe_accuracy, "digits", "best"),
