@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_igpt.arguments import SHIPPED_RECIPES, shipped_recipes
-from hf_igpt.commands.main import COMMANDS
+from hf_igpt.commands.main import COMMANDS, CONFIGURATIONS, SHARED_BY_PROCESSES
 from hf_igpt.configuration_igpt import ImageGPTConfig
 from hf_igpt.evaluation.features import layer_window
 from hf_igpt.results import read_results
@@ -502,6 +502,7 @@ def commands_text() -> str:
         if command != "env":
             where = " It runs on several devices." if is_launched else ""
             where += " It takes every option of pretrain too." if command == "plan" else ""
+            where += " Several processes share the work." if command in SHARED_BY_PROCESSES else ""
             parts.append(f"## {command}\n\n`hf-igpt {command}`: {what}.{where}\n\n{options_table(command)}")
     return "\n\n".join(parts)
 
@@ -600,6 +601,17 @@ def hybrid_attention_table() -> str:
     return "\n".join([*rows, "", note])
 
 
+def configurations_table() -> str:
+    """What accelerate's configurations are for, from their headers."""
+    rows = ["| `--config_file` | for | run |", "|---|---|---|"]
+    for path in sorted(CONFIGURATIONS.glob("*.yaml")):
+        purpose, run = (
+            re.search(rf"^# {key}: (.*?)\.?$", path.read_text(), re.MULTILINE)[1] for key in ("For", "Run")
+        )
+        rows.append(f"| [{path.stem}](recipes/accelerate/{path.name}) | {purpose} | {run} |")
+    return "\n".join(rows)
+
+
 # What the README must have, and all that may stand between markers.
 README_TABLES: dict[str, Callable[[], str]] = {
     "results": results_table,
@@ -625,6 +637,7 @@ MARKED: dict[str, Callable[[], str]] = {
     "hybrid-attention": hybrid_attention_table,
     "cost-model": cost_model_table,
     "parallel-sampling": parallel_table,
+    "configurations": configurations_table,
     "digits-best-layer": partial(probe_accuracy, "digits", "best"),
     "digits-pixels": partial(probe_accuracy, "digits", "pixels"),
     "cifar10-cpu-best-layer": partial(probe_accuracy, "cifar10-cpu", "best"),

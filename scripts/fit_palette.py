@@ -10,6 +10,7 @@
 The command `hf-igpt fit_palette` as a file.
 
 python scripts/fit_palette.py [RECIPE] [--option value ...]
+accelerate launch --num_processes 8 scripts/fit_palette.py [RECIPE] [--option value ...]
 uv run scripts/fit_palette.py [RECIPE] [--option value ...]
 hf jobs uv run scripts/fit_palette.py [RECIPE] [--option value ...]
 """

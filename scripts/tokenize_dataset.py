@@ -10,6 +10,7 @@
 The command `hf-igpt tokenize_dataset` as a file.
 
 python scripts/tokenize_dataset.py [RECIPE] [--option value ...]
+accelerate launch --num_processes 8 scripts/tokenize_dataset.py [RECIPE] [--option value ...]
 uv run scripts/tokenize_dataset.py [RECIPE] [--option value ...]
 hf jobs uv run scripts/tokenize_dataset.py [RECIPE] [--option value ...]
 """

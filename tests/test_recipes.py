@@ -9,6 +9,7 @@ import hf_igpt
 from hf_igpt import ImageGPTConfig
 from hf_igpt.arguments import SHIPPED_RECIPES, load_recipe, parse_arguments, shipped_recipes
 from hf_igpt.commands import finetune, probe
+from hf_igpt.commands.main import configuration
 from hf_igpt.data.options import grid_size
 from hf_igpt.training.arguments import PretrainArguments
 from hf_igpt.training.cost import training_flops
@@ -28,7 +29,8 @@ def arguments_of(name: str) -> PretrainArguments:
 
 def test_which_recipes_there_are():
     sizes = ("cifar10", "digits", "imagenet32-igpt-l", "imagenet32-igpt-m", "imagenet32-igpt-s")
-    others = ("cifar10-cpu", "cifar10-masked-cpu", "imagenet64-igpt-s-windows")
+    others = ("cifar10-cpu", "cifar10-masked-cpu", "imagenet48-igpt-l", "imagenet64-igpt-xl")
+    others += ("imagenet64-igpt-s-windows",)
     assert {*others, *sizes, *(f"{name}-masked" for name in sizes)} == set(NAMES)
     assert (ROOT / "recipes").resolve() == SHIPPED_RECIPES.resolve()
     assert Path(hf_igpt.__file__).parent in SHIPPED_RECIPES.parents
@@ -124,3 +126,25 @@ def test_the_papers_recipes(name, parameters, objective):
     rates = {"next_pixel": {"s": 3e-3, "m": 3e-3, "l": 1e-3}, "masked": {"s": 1e-2, "m": 3e-3, "l": 1e-3}}
     assert arguments.learning_rate == rates[objective][name]
     assert (arguments.validation_fraction, arguments.augmentation) == (0.04, "random_resized_crop")
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "parameters", "batch", "steps", "rate"),
+    [
+        ("imagenet48-igpt-l", 48, 1_364e6, 128, 1_000_000, 1e-3),
+        ("imagenet64-igpt-xl", 64, 6_811e6, 64, 2_000_000, 3e-4),
+    ],
+)
+def test_the_papers_recipes_at_higher_resolutions(name, side, parameters, batch, steps, rate):
+    """Tables 2 and 5; they are launched in shards, by a configuration that is there."""
+    arguments = arguments_of(name)
+    config = model_config(arguments, 512, (side, side))
+    with torch.device("meta"):
+        assert model_class(config)(config).num_parameters() == pytest.approx(parameters, rel=0.001)
+    assert arguments.image_size == [side] and config.is_causal
+    assert (arguments.total_batch_size, arguments.max_steps, arguments.learning_rate) == (batch, steps, rate)
+    shared = ("adam_beta1", "adam_beta2", "weight_decay", "dropout", "warmup_epochs", "crop_size", "augmentation")
+    at_32 = arguments_of("imagenet32-igpt-l")
+    assert [getattr(arguments, field) for field in shared] == [getattr(at_32, field) for field in shared]
+    stated = re.search(r"--config_file (\S+) --num_processes (\d+)", tables.recipe_header(name)["Command"])
+    assert Path(configuration(stated[1])).is_file() and batch % int(stated[2]) == 0

@@ -65,9 +65,15 @@ def load_verified(
 
 
 def weights_digest(model: "PreTrainedModel") -> str:
-    """SHA-256 over names and bytes of all weights: what results are keyed by."""
+    """
+    SHA-256 over names and bytes of all weights: what results are keyed by. Of a model that is sharded all processes
+    must call it together.
+    """
+    from torch.distributed.tensor import DTensor
+
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -27,6 +27,11 @@ from hf_igpt.training import cost, pretraining
 from hf_igpt.training.trainer import IGPTTrainer
 
 
+sys.path.append(str(Path(__file__).parents[1] / "training"))
+
+from fsdp_on_cpu import launch_environment, shard_on_cpu  # noqa: E402
+
+
 IMPORTED = (accelerate, datasets, matplotlib.figure, sklearn.datasets, torch, transformers, hf_igpt.training.trainer)
 
 
@@ -108,6 +113,7 @@ FAULTS = {
     "out of memory": lambda: _at_step(3, _out_of_memory),
     "nan": lambda: _nan_weight(4),
     "hold": lambda: _at_step(1, _hold),
+    "none, but shards": lambda: shard_on_cpu(launch_environment("fsdp2")),
 }
 
 

@@ -20,6 +20,8 @@ from hf_igpt import AutoModelForCausalImageModeling, IGPTImageProcessor
 from hf_igpt.commands.main import COMMANDS, main
 from hf_igpt.data.token_store import load_tokens
 from hf_igpt.storage import is_complete, list_checkpoints
+from hf_igpt.training.objectives import model_class
+from hf_igpt.weights import load_verified, weights_digest
 
 
 ROOT = Path(__file__).parents[2]
@@ -115,13 +117,13 @@ def test_a_finished_run_is_left_alone(run, finished):
 
 
 def test_accelerate_launch_and_the_console_script(tmp_path, monkeypatch, capfd):
-    """The script as a user launches it, and a mistake that the child of the console script finds."""
+    """The script as a user launches it, on two processes, and a mistake that the console script's child finds."""
     write_recipe(tmp_path, output_dir=f"'{AWKWARD}'", max_steps=2)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    script = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
-    script += [ROOT / "scripts/pretrain.py"]
+    script = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--config_file"]
+    script += [ROOT / "recipes/accelerate/ddp.yaml", ROOT / "scripts/pretrain.py"]
     with (
         open("out.txt", "w") as output,
         open("err.txt", "w") as errors,
@@ -132,7 +134,8 @@ def test_accelerate_launch_and_the_console_script(tmp_path, monkeypatch, capfd):
         assert launched.wait(timeout=200) == 0, Path("err.txt").read_text()
     results = json.loads(Path("out.txt").read_text().splitlines()[-1])
     assert results == json.loads((tmp_path / AWKWARD / "results.json").read_text())
-    assert results["metrics"]["optimizer_steps"] == 2 and is_complete(tmp_path / AWKWARD / "model")
+    assert (results["metrics"]["optimizer_steps"], results["processes"]) == (2, 2)
+    assert is_complete(tmp_path / AWKWARD / "model")
     streams = capfd.readouterr()
     assert streams.err.splitlines()[-1].startswith("error: Output folder tiny.yaml/out can't be written to")
     assert "Traceback" not in streams.err and streams.out == ""
@@ -507,6 +510,25 @@ def test_two_processes_compute_what_one_does(run, tmp_path, objective, score):
     nats = [np.load(tmp_path / name / "nats_per_image.npy", allow_pickle=False) for name in ("alone", "both")]
     np.testing.assert_allclose(nats[0], nats[1], rtol=1e-6)
     assert alone["metrics"]["num_images"] == together["metrics"]["num_images"] == 40
+
+
+@pytest.mark.parametrize("objective", ["next_pixel", "masked"])
+def test_shards_of_a_model_give_what_a_whole_one_does(run, tmp_path, objective):
+    """FSDP2 through every stage: validation of shares that are not equal, pictures of samples, the finished model."""
+    write_recipe(tmp_path, dropout=0, max_steps=4, sample_steps=4, max_images=39, objective=objective)
+    one = run("pretrain", "tiny.yaml", "--output_dir", "one", cwd=tmp_path).results
+    arguments = ("pretrain", "tiny.yaml", "--output_dir", "two", "--per_device_eval_batch_size", 2)
+    two = run.on_two_processes(*arguments, cwd=tmp_path, fault="none, but shards").results
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert logged(two, "loss") == pytest.approx(logged(one, "loss"), rel=1e-5) and len(logged(one, "loss")) == 4
+    assert logged(two, "eval_loss") == pytest.approx(logged(one, "eval_loss"), rel=1e-6) and logged(one, "eval_loss")
+    for name, value in one["metrics"]["validation"].items():
+        assert two["metrics"]["validation"][name] == pytest.approx(value, rel=1e-5), name
+    assert two["metrics"]["parameters"] == one["metrics"]["parameters"]
+    pictures = [np.asarray(Image.open(tmp_path / name / "samples/step-4.png")) for name in ("one", "two")]
+    assert pictures[0].shape == pictures[1].shape
+    model, _ = load_verified(tmp_path / "two/model", model_class)
+    assert weights_digest(model) == two["model_sha256"]
 
 
 # Help

@@ -13,7 +13,7 @@ from torch.distributed.run import get_args_parser
 
 from hf_igpt.arguments import parse_arguments
 from hf_igpt.commands import plan
-from hf_igpt.commands.main import COMMANDS
+from hf_igpt.commands.main import COMMANDS, configuration
 
 
 ROOT = tables.ROOT
@@ -78,10 +78,13 @@ def check_command(words: list[str]) -> None:
     program, *rest = words
     program = program.removeprefix(".venv/bin/")
     if program == "hf-igpt":
-        check_own(*rest)
+        at = next((at for at, word in enumerate(rest) if word in COMMANDS), 0)
+        check_configuration(launch_command_parser().parse_args([*rest[:at], "train.py"]).config_file)
+        check_own(*rest[at:])
     elif program == "accelerate":
         assert rest[0] == "launch"
         launched = launch_command_parser().parse_args(rest[1:])
+        check_configuration(launched.config_file)
         check_launched(launched.training_script, launched.module, launched.training_script_args)
     elif program == "torchrun":
         launched = get_args_parser().parse_args(rest)
@@ -100,6 +103,10 @@ def check_command(words: list[str]) -> None:
         pass
     else:
         assert program in BUILTINS, f"unknown program {program}"
+
+
+def check_configuration(name: str | None) -> None:
+    assert name is None or Path(configuration(name)).is_file() or (ROOT / name).is_file(), name
 
 
 def check_launched(script: str, is_module: bool, words: list[str]) -> None:
@@ -122,6 +129,7 @@ def check_own(command: str, *words: str) -> None:
 
 
 def options() -> set[str]:
-    """Flags of all commands."""
+    """Flags of all commands, and of the launcher."""
     names = {field for command in COMMANDS if command != "env" for field in vars(tables.arguments_class(command)())}
-    return {"--help", *(f"--{name}" for name in names), *(f"--no-{name}" for name in names)}
+    launcher = {flag for flag in launch_command_parser()._option_string_actions if flag.startswith("--")}
+    return launcher | {"--help", *(f"--{name}" for name in names), *(f"--no-{name}" for name in names)}

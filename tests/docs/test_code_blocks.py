@@ -111,6 +111,7 @@ def test_commands_options_and_files_named_exist(page, in_root):
 def test_what_would_be_found(tmp_path, in_root):
     """The tests above fail where they should."""
     wrong = ("hf-igpt pretrain digit", "hf-igpt sample --warmth 1", "hf-igpt draw", "make everything")
+    wrong += ("hf-igpt --config_file none pretrain digits", "hf-igpt --processes 2 pretrain digits")
     wrong += ("accelerate launch scripts/none.py", "python docs/none.py", "curl address", 'pip install ".[none]"')
     for line in wrong:
         with pytest.raises((AssertionError, ValueError, SystemExit)):

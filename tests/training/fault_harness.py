@@ -7,7 +7,6 @@ a kill is a real one. As a script it is that process: it reads lines of JSON, [n
 
 import functools
 import gc
-import hashlib
 import json
 import os
 import random
@@ -25,13 +24,16 @@ import numpy as np
 import torch
 import transformers.modeling_utils
 from datasets import Dataset, Features, List, Value
+from fsdp_on_cpu import shard_on_cpu
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_igpt import ImageGPTConfig, ImageGPTForCausalImageModeling, storage
 from hf_igpt.data.loading import TokenCollator, TokenDataset
+from hf_igpt.processes import is_sharded
 from hf_igpt.storage import DamagedFolderError, list_checkpoints, newest_complete_checkpoint
 from hf_igpt.training.trainer import IGPTTrainer
+from hf_igpt.weights import weights_digest
 
 
 NUM_VALUES, NUM_IMAGES, SIDE = 11, 20, 3
@@ -54,16 +56,18 @@ def run_config(**overrides) -> ImageGPTConfig:
     return ImageGPTConfig(vocab_size=NUM_VALUES + 1, image_size=SIDE, **sizes, **overrides)
 
 
-def random_model() -> ImageGPTForCausalImageModeling:
+def random_model(dropout: float = 0.2) -> ImageGPTForCausalImageModeling:
     """A tiny model with every weight random, and with dropout, so that the random state matters."""
     torch.manual_seed(0)
-    model = ImageGPTForCausalImageModeling(run_config(resid_pdrop=0.2))
+    model = ImageGPTForCausalImageModeling(run_config(resid_pdrop=dropout))
     for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.2)
     return model
 
 
-def make_trainer(folder: str | Path, trainer_class: type[IGPTTrainer] = IGPTTrainer, **arguments) -> IGPTTrainer:
+def make_trainer(
+    folder: str | Path, trainer_class: type[IGPTTrainer] = IGPTTrainer, dropout: float = 0.2, **arguments
+) -> IGPTTrainer:
     """Two images a step (over all processes), so that an epoch has 10 steps; a checkpoint every second step."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     defaults = {
@@ -78,7 +82,7 @@ def make_trainer(folder: str | Path, trainer_class: type[IGPTTrainer] = IGPTTrai
         "seed": 1,
     }
     return trainer_class(
-        random_model(),
+        random_model(dropout),
         TrainingArguments(str(folder), **(defaults | arguments)),
         train_dataset=token_dataset(),
         eval_dataset=token_dataset(),
@@ -106,28 +110,31 @@ class RecordingTrainer(IGPTTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
 def outcome(trainer: IGPTTrainer) -> dict:
     losses = [[entry["step"], entry["loss"]] for entry in trainer.state.log_history if "loss" in entry]
-    result = {"weights": weights_hash(trainer.model), "losses": losses}
+    result = {"weights": weights_digest(trainer.model), "losses": losses}
     return result | {"images": trainer.images} if isinstance(trainer, RecordingTrainer) else result
 
 
-def train(folder: str | Path, crash: "CrashPoint | None" = None, at_step: int = 4, **arguments) -> dict:
-    """Starts the run, or continues it, and tells how it ended."""
+def train(
+    folder: str | Path,
+    crash: "CrashPoint | None" = None,
+    at_step: int = 4,
+    fsdp: dict[str, str] | None = None,
+    **arguments,
+) -> dict:
+    """Starts the run, or continues it, and tells how it ended. `fsdp` is what a launcher says of FSDP."""
     torch.set_num_threads(1)
+    if fsdp is not None:
+        shard_on_cpu(fsdp)
     trainer = make_trainer(folder, **arguments)
     if "WORLD_SIZE" in os.environ:
         assert torch.distributed.get_world_size() == int(os.environ["WORLD_SIZE"]) == trainer.args.world_size
+    assert trainer.is_fsdp_enabled == (fsdp is not None)
     if crash is not None:
         crash.watch(trainer, at_step)
     trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
+    assert is_sharded(trainer.model) == (fsdp is not None)
     return outcome(trainer) | {"points": crash.seen if crash else []}
 
 
@@ -412,7 +419,7 @@ def faulty_step(folder: str, processes: int = 1, fault: str = "nan", rank: int =
         except RuntimeError as error:
             logged = [entry for entry in trainer.state.log_history if "loss" in entry]
             result = {"error": type(error).__name__, "message": str(error), "logged": logged}
-            return result | {"unchanged": weights_hash(trainer.model) == before["after_last_step"]}
+            return result | {"unchanged": weights_digest(trainer.model) == before["after_last_step"]}
         return {"error": None}
 
     results = in_children(*[start] * processes)
@@ -424,7 +431,7 @@ def _note_weights(trainer: IGPTTrainer, weights: dict[str, str]) -> None:
     on_step_end = trainer.callback_handler.on_step_end
 
     def noting(*args):
-        weights["after_last_step"] = weights_hash(trainer.model)
+        weights["after_last_step"] = weights_digest(trainer.model)
         return on_step_end(*args)
 
     trainer.callback_handler.on_step_end = noting
@@ -452,7 +459,21 @@ def full_disk(folder: str, bytes_left: int, at_step: int = 4) -> dict:
     return {"status": status, "left": left, "resumed": start_in_children(folder)[0][0]}
 
 
+def refusal(folder: str, **arguments) -> dict:
+    """What a start says that is refused with a ValueError."""
+
+    def start() -> dict:
+        try:
+            train(folder, **arguments)
+        except ValueError as error:
+            return {"message": str(error)}
+        return {"message": ""}
+
+    return in_children(start)[0][1]
+
+
 COMMANDS = {
+    "refusal": refusal,
     "start_in_children": start_in_children,
     "full_disk": full_disk,
     "crash_points": crash_points,

@@ -12,10 +12,11 @@ from pathlib import Path
 import fault_harness
 import pytest
 import torch
-from fault_harness import make_trainer, random_model, weights_hash
+from fault_harness import make_trainer, random_model
 
 from hf_igpt.storage import LOCK, DamagedFolderError, list_checkpoints, staged_folder, verify_folder
 from hf_igpt.training.trainer import IGPTTrainer, NonFiniteTrainingError
+from hf_igpt.weights import weights_digest
 
 
 AWKWARD = "run [1] (ü) 像 素"
@@ -98,13 +99,6 @@ def test_data_order_of_two_processes_and_after_a_resume(harness, tmp_path):
         assert resumed == {step: one[step] for step in range(14, 27)}
 
 
-def test_resume_on_another_number_of_processes_goes_on(harness, tmp_path):
-    starts = [{"max_steps": 4}]
-    assert [status for status, _ in harness("start_in_children", tmp_path, processes=2, starts=starts)[0]] == [0, 0]
-    ((status, result),) = harness("start_in_children", tmp_path, starts=[{"max_steps": 6}])[0]
-    assert status == 0 and [step for step, _ in result["losses"]] == [1, 2, 3, 4, 5, 6]
-
-
 @pytest.mark.parametrize("bytes_left", [0, 20_000])
 def test_full_disk_keeps_older_checkpoints_and_the_same_command_resumes(harness, tmp_path, bytes_left):
     reference = harness("start_in_children", tmp_path / "reference")[0][0][1]
@@ -180,7 +174,7 @@ def test_checkpoint_without_optimizer_is_not_resumed_from(tmp_path, caplog):
     make_trainer(tmp_path, max_steps=2, save_only_model=True).train()
     with pytest.raises(DamagedFolderError, match="None of the 1 checkpoints"):
         make_trainer(tmp_path).newest_checkpoint()
-    assert "was saved without optimizer*" in caplog.text
+    assert "was saved without *optim*" in caplog.text
 
 
 class Payload:
@@ -318,7 +312,7 @@ def test_best_model_is_loaded_at_the_end_and_checked_first(tmp_path):
     losses = {2: 1.0, 4: 3.0, 6: 2.0}
     trainer = train_with_evaluations(tmp_path / "whole", losses, load_best_model_at_end=True)
     best = random_model().from_pretrained(tmp_path / "whole" / "checkpoint-2")
-    assert weights_hash(trainer.model) == weights_hash(best)
+    assert weights_digest(trainer.model) == weights_digest(best)
     DAMAGES["flipped"](tmp_path / "whole" / "checkpoint-2" / "model.safetensors")
     with pytest.raises(DamagedFolderError, match=r"model\.safetensors"):
         train_with_evaluations(tmp_path / "whole", losses, load_best_model_at_end=True)
@@ -351,10 +345,14 @@ def test_run_in_a_folder_with_an_awkward_name(tmp_path):
 def test_finished_run_started_again_changes_nothing(run, finished_run):
     before = all_bytes(run)
     trainer = make_trainer(run)
-    weights = weights_hash(trainer.model)
+    weights = weights_digest(trainer.model)
     trainer.train(resume_from_checkpoint=trainer.newest_checkpoint())
     assert trainer.state.global_step == 6
-    assert weights_hash(trainer.model) == weights_hash(random_model().from_pretrained(run / "checkpoint-6")) != weights
+    assert (
+        weights_digest(trainer.model)
+        == weights_digest(random_model().from_pretrained(run / "checkpoint-6"))
+        != weights
+    )
     assert all_bytes(run) == before
 
 

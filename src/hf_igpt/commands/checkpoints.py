@@ -67,7 +67,7 @@ def labelled_tokens(
 ) -> "DatasetDict":
     """
     The tokens that the options name: stored ones, or images tokenized with the checkpoint's processor into `folder` by
-    the main process, which the others wait for.
+    all processes together.
 
     Raises:
         ValueError: as `load_matching_tokens`, `load_images` and `prepare_tokens`.
@@ -80,7 +80,8 @@ def labelled_tokens(
     from hf_igpt.data.preparation import prepare_tokens
 
     with state.main_process_first():
-        prepare_tokens(folder, load_source(options), processor)
+        source = load_source(options)
+    prepare_tokens(folder, source, processor)
     return load_matching_tokens(folder, model, processor)
 
 

@@ -1,4 +1,4 @@
-"""The console script `hf-igpt COMMAND ...`."""
+"""The console script `hf-igpt COMMAND ...`; what stands before the command goes to `accelerate launch`."""
 
 import contextlib
 import importlib
@@ -8,9 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
+from hf_igpt.arguments import SHIPPED_RECIPES
 from hf_igpt.commands.running import run_command
 
+
+CONFIGURATIONS = SHIPPED_RECIPES / "accelerate"
 
 # What each command does, and whether it runs on several devices and is started by accelerate.
 COMMANDS = {
@@ -28,6 +32,8 @@ COMMANDS = {
     "demo": ("show a checkpoint in the browser", False),
     "env": ("print what an issue report needs", False),
 }
+# Run in one process, unless something for the launcher stands before them.
+SHARED_BY_PROCESSES = ("fit_palette", "tokenize_dataset")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,12 +42,15 @@ def main(argv: list[str] | None = None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage())
         return
-    command, rest = arguments[0], arguments[1:]
+    at = next((at for at, word in enumerate(arguments) if word in COMMANDS), 0)
+    launcher, command, rest = arguments[:at], arguments[at], arguments[at + 1 :]
     if command not in COMMANDS:
-        print(f"error: unknown command {command!r}\n\n{_usage()}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"unknown command {command!r}")
+    is_launched = COMMANDS[command][1]
+    if launcher and not is_launched and command not in SHARED_BY_PROCESSES:
+        _end(f"{command} runs in one process: leave out what stands before it, {' '.join(launcher)}")
     module = importlib.import_module(f"hf_igpt.commands.{command}")
-    if not COMMANDS[command][1]:
+    if not launcher and not is_launched:
         module.main(rest)
         return
     # Wrong options, and --help, end here and don't wait for the launcher.
@@ -49,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     if importlib.util.find_spec("accelerate") is None:
         print("error: accelerate is not installed: pip install 'hf-igpt[train]'", file=sys.stderr)
         sys.exit(1)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *_launch_defaults()]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *_launcher_flags(launcher)]
     # On a shared machine, threads that spin while they wait slow each other down tenfold.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
     with subprocess.Popen([*launch, "-m", f"hf_igpt.commands.{command}", *rest], env=environment) as process:
@@ -86,28 +95,67 @@ def _wait(process: subprocess.Popen) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _launch_defaults() -> list[str]:
-    """What `accelerate launch` would warn about choosing by itself, unless the user has configured it."""
+def _end(problem: str) -> NoReturn:
+    print(f"error: {problem}\n\n{_usage()}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _launcher_flags(given: list[str]) -> list[str]:
+    """
+    What `accelerate launch` is told: what the user gave, with a configuration of ours in place of its name; else what
+    it would warn about choosing by itself, unless the user has configured it.
+    """
+    given = [part for word in given for part in _spelt(word)]
+    if "--config_file" in given[:-1]:
+        at = given.index("--config_file") + 1
+        given[at] = configuration(given[at])
+        asks_for_number = Path(given[at]).is_file() and "num_processes: -1" in Path(given[at]).read_text()
+        return [*(_num_processes(given) if asks_for_number else []), *given]
     cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")).expanduser()
-    if (cache / "accelerate" / "default_config.yaml").is_file() or os.environ.get("ACCELERATE_CONFIG_FILE"):
+    if (cache / "accelerate" / "default_config.yaml").is_file():
+        return given
+    choices = {"--num_machines": "1", "--mixed_precision": "no", "--dynamo_backend": "no"}
+    flags = [word for name, value in choices.items() if name not in given for word in (name, value)]
+    count = [*_num_processes(given), *given]
+    devices = count[count.index("--num_processes") + 1]
+    is_several = devices != "1" and not {"--multi_gpu", "--cpu", "--use_fsdp", "--use_deepspeed", "--tpu"} & {*given}
+    return [*count, *flags, *(["--multi_gpu"] if is_several else [])]
+
+
+def _spelt(word: str) -> list[str]:
+    """The launcher takes --num-processes=2 too."""
+    if not word.startswith("--"):
+        return [word]
+    name, *value = word.split("=", 1)
+    return ["--" + name[2:].replace("-", "_"), *value]
+
+
+def _num_processes(given: list[str]) -> list[str]:
+    if "--num_processes" in given[:-1]:
         return []
     import torch
 
-    devices = str(max(1, torch.cuda.device_count()))
-    choices = ["--num_processes", devices, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    return [*choices, "--multi_gpu"] if devices != "1" else choices
+    return ["--num_processes", str(max(1, torch.cuda.device_count()))]
+
+
+def configuration(name_or_path: str) -> str:
+    """The path of a configuration of accelerate, given by path or, for one of ours, by name."""
+    shipped = CONFIGURATIONS / f"{name_or_path}.yaml"
+    return str(shipped) if shipped.is_file() and not Path(name_or_path).is_file() else name_or_path
 
 
 def _usage() -> str:
     lines = [f"  {name:18}{text}" for name, (text, _) in COMMANDS.items()]
+    configurations = ", ".join(sorted(path.stem for path in CONFIGURATIONS.glob("*.yaml")))
     return "\n".join(
         [
-            "usage: hf-igpt COMMAND [RECIPE] [--option value ...]",
+            "usage: hf-igpt [--launcher_option value ...] COMMAND [RECIPE] [--option value ...]",
             "",
             *lines,
             "",
             "hf-igpt COMMAND --help lists a command's options. A recipe is a YAML file or the name of a shipped one.",
-            "For several devices: accelerate launch -m hf_igpt.commands.COMMAND ... (or configure accelerate once).",
+            "What stands before the command goes to `accelerate launch`: --config_file fsdp2, --num_processes 8.",
+            f"Configurations that come with the package: {configurations}.",
         ]
     )
 

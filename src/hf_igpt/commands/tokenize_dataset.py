@@ -1,6 +1,9 @@
 """Turns images into tokens with a palette that was fitted before, and saves every split.
 
 hf-igpt tokenize_dataset --dataset_name digits --palette outputs/palette --output_dir outputs/tokens
+hf-igpt --num_processes 8 tokenize_dataset --dataset_name outputs/shards/*.tar --streaming --palette outputs/palette
+
+Several processes tokenize a part each; the tokens are the same.
 """
 
 from dataclasses import dataclass
@@ -26,20 +29,31 @@ def main(argv: list[str] | None = None) -> None:
     run_command(_main, argv)
 
 
+def parse(argv: list[str] | None = None) -> TokenizeArguments:
+    """The options of tokenize_dataset, checked."""
+    return parse_arguments(TokenizeArguments, __doc__, argv)
+
+
 def _main(argv: list[str] | None) -> None:
-    arguments = parse_arguments(TokenizeArguments, __doc__, argv)
+    arguments = parse(argv)
     from hf_igpt import IGPTImageProcessor
     from hf_igpt.data.preparation import prepare_tokens
+    from hf_igpt.processes import process_state
     from hf_igpt.results import print_results, read_results
 
+    state = process_state()
+    with state.main_process_first():
+        source = load_source(arguments)
+        processor = IGPTImageProcessor.from_pretrained(arguments.palette)
     prepare_tokens(
         arguments.output_dir,
-        load_source(arguments),
-        IGPTImageProcessor.from_pretrained(arguments.palette),
+        source,
+        processor,
         num_proc=arguments.num_proc,
         skip_damaged=arguments.skip_damaged,
     )
-    print_results(read_results(arguments.output_dir))
+    if state.is_main_process:
+        print_results(read_results(arguments.output_dir))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "class", "target")
+# The last is WebDataset's.
+LABEL_NAMES = ("label", "labels", "fine_label", "coarse_label", "class", "target", "cls")
 
 
 def find_image_column(features: "Features", image_column: str | None = None) -> str:

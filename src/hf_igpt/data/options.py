@@ -17,7 +17,7 @@ class ImageOptions:
     """Which images, and how they are split."""
 
     dataset_name: str = option(
-        "digits", "'digits' (scikit-learn's), a data set on the Hub, a local folder, or a parquet file or glob"
+        "digits", "'digits' (scikit-learn's), a data set on the Hub, a local folder, or a parquet or tar file or glob"
     )
     dataset_config: str | None = option(None, "configuration of the data set")
     dataset_revision: str | None = option(None, "commit, branch or tag on the Hub")

@@ -92,12 +92,17 @@ def fit_palette(
         ValueError: if `num_colors` is out of range, an image cannot be read (says which), or the data has no pixels or
             a single colour.
     """
+    check_num_colors(num_colors)
+    counts = count_colors(_pixels_of_images(images, image_column, processor, image_roots))
+    return fit_histogram(counts, num_colors, seed)
+
+
+def check_num_colors(num_colors: int) -> None:
+    """Raises ValueError for a number of colours that no palette has."""
     if isinstance(num_colors, bool) or not isinstance(num_colors, (int, np.integer)):
         raise ValueError(f"`num_colors` must be a whole number, got {num_colors!r}.")
     if not 2 <= num_colors <= MAX_FITTED_COLORS:
         raise ValueError(f"`num_colors` must be from 2 to {MAX_FITTED_COLORS}, got {num_colors}.")
-    counts = count_colors(_pixels_of_images(images, image_column, processor, image_roots))
-    return fit_histogram(counts, num_colors, seed)
 
 
 def count_colors(images: Iterable[np.ndarray]) -> np.ndarray:

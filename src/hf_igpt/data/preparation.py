@@ -1,5 +1,6 @@
 """The two stages before training: a palette from images, and tokens from images and palette, each in its folder."""
 
+import contextlib
 import functools
 import itertools
 import os
@@ -9,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from hf_igpt.data.code_version import code_version
+from hf_igpt.processes import failing_together, on_first_process, process_state
 from hf_igpt.stages import is_finished, write_stage
 from hf_igpt.storage import scratch_folder, work_lock
 
 
 if TYPE_CHECKING:
     import numpy as np
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset
 
     from hf_igpt.data.sources import ImageSource
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
@@ -25,11 +27,15 @@ Given, Made = ParamSpec("Given"), TypeVar("Made")
 
 
 def _one_at_a_time(prepare: Callable[Given, Made]) -> Callable[Given, Made]:
-    """Of two processes that make one folder, the second waits for the first and finds it finished."""
+    """
+    Of two commands that make one folder, the second waits for the first and finds it finished. Of the processes of one
+    command the first stands for all.
+    """
 
     @functools.wraps(prepare)
     def locked(*args: Given.args, **kwargs: Given.kwargs) -> Made:
-        with work_lock(kwargs["folder"] if "folder" in kwargs else args[0]):
+        folder = kwargs["folder"] if "folder" in kwargs else args[0]
+        with work_lock(folder) if process_state().is_main_process else contextlib.nullcontext():
             return prepare(*args, **kwargs)
 
     return locked
@@ -48,7 +54,8 @@ def prepare_palette(
 ) -> "IGPTImageProcessor":
     """
     Fits a palette on the train split at the size it will be tokenized at and saves it as an image processor, with a
-    swatch, a before/after picture and results.json. A finished folder is loaded.
+    swatch, a before/after picture and results.json. A finished folder is loaded. Several processes must call it
+    together: each counts the colours of its part of the images, the first one fits and saves, all get the same.
 
     Args:
         size: height and width of the token grid.
@@ -58,7 +65,7 @@ def prepare_palette(
     Raises:
         ValueError: as `fit_palette`; an image is damaged (names row and file); the folder was made from other inputs.
     """
-    from hf_igpt.data.palette_fitting import fit_palette
+    from hf_igpt.data.palette_fitting import check_num_colors, fit_histogram
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
     from hf_igpt.results import write_results
     from hf_igpt.storage import staged_folder
@@ -75,24 +82,47 @@ def prepare_palette(
         "skip_damaged": skip_damaged,
         "code": code_version(),
     }
-    if is_finished(folder, made_from):
+    if on_first_process(lambda: is_finished(folder, made_from)):
         return IGPTImageProcessor.from_pretrained(folder)
     started = time.perf_counter()
-    pixels = _train_pixels(source, IGPTImageProcessor(size=size, **crop), skip_damaged)
-    fitted = fit_palette(pixels, num_colors, seed)
-    processor = IGPTImageProcessor(size=size, palette=fitted.palette, **crop)
-    with staged_folder(folder, overwrite=True) as staged:
-        processor.save_pretrained(staged)
-        _draw_palette(staged, processor, _train_pixels(source, processor, skip_damaged))
-        write_stage(staged, made_from)
-        write_results(
-            staged,
-            metrics=fitted.metrics(),
-            seeds={"seed": seed},
-            arguments=made_from,
-            wall_seconds=time.perf_counter() - started,
-        )
-    return processor
+    check_num_colors(num_colors)
+    counts = _count_in_parts(source, IGPTImageProcessor(size=size, **crop), skip_damaged)
+    with failing_together():
+        if process_state().is_main_process:
+            fitted = fit_histogram(counts, num_colors, seed)
+            processor = IGPTImageProcessor(size=size, palette=fitted.palette, **crop)
+            with staged_folder(folder, overwrite=True) as staged:
+                processor.save_pretrained(staged)
+                pixels = _train_pixels(source.split("train"), source, processor, skip_damaged)
+                _draw_palette(staged, processor, pixels)
+                write_stage(staged, made_from)
+                write_results(
+                    staged,
+                    metrics=fitted.metrics(),
+                    seeds={"seed": seed},
+                    arguments=made_from,
+                    wall_seconds=time.perf_counter() - started,
+                )
+    return IGPTImageProcessor.from_pretrained(folder)
+
+
+def _count_in_parts(source: "ImageSource", processor: "IGPTImageProcessor", skip_damaged: bool) -> "np.ndarray":
+    """The histogram of all training images, of which each process reads a part."""
+    import torch
+
+    from hf_igpt.data.palette_fitting import count_colors
+    from hf_igpt.data.token_parts import part_of
+
+    part, first_row = part_of(source.split("train"), source.is_cut_off)
+    with failing_together():
+        pixels = [] if part is None else _train_pixels(part, source, processor, skip_damaged, first_row)
+        counts = count_colors(pixels)
+    state = process_state()
+    if state.num_processes == 1:
+        return counts
+    total = torch.from_numpy(counts).to(state.device)
+    torch.distributed.all_reduce(total)
+    return total.cpu().numpy()
 
 
 @_one_at_a_time
@@ -106,7 +136,8 @@ def prepare_tokens(
 ) -> "DatasetDict":
     """
     Tokenizes every split and saves them, with results.json; a stream is read to its end and only its tokens are kept.
-    A finished folder is checked and loaded.
+    A finished folder is checked and loaded. Several processes must call it together: each tokenizes a part, the first
+    one puts them together and saves, and all read what it saved.
 
     Raises:
         ValueError: as `tokenize`; or the folder was made from other inputs.
@@ -123,11 +154,18 @@ def prepare_tokens(
         "skip_damaged": skip_damaged,
         "code": code_version(),
     }
-    if is_finished(folder, made_from):
+    if on_first_process(lambda: is_finished(folder, made_from)):
         return load_tokens(folder)
-    folder, started = Path(folder), time.perf_counter()
-    with scratch_folder(folder) as stream_folder:
-        tokens = tokenize(source, processor, num_proc=num_proc, skip_damaged=skip_damaged, stream_folder=stream_folder)
+    folder, started, state = Path(folder), time.perf_counter(), process_state()
+    with _room_beside(folder) as room:
+        tokens = tokenize(
+            source,
+            processor,
+            num_proc=num_proc,
+            skip_damaged=skip_damaged,
+            stream_folder=room,
+            in_parts=state.num_processes > 1,
+        )
         metrics = {
             "num_images": {name: len(split) for name, split in tokens.items()},
             "skipped": tokens_info(tokens)["skipped"],
@@ -143,22 +181,35 @@ def prepare_tokens(
                 source=source.origin,
             )
 
-        save_tokens(tokens, folder, overwrite=True, finish=finish)
+        with failing_together():
+            if state.is_main_process:
+                save_tokens(tokens, folder, overwrite=True, finish=finish)
     return load_tokens(folder)
 
 
+@contextlib.contextmanager
+def _room_beside(folder: Path) -> Iterator[Path]:
+    """The first process's scratch folder, which all of them write into."""
+    with contextlib.ExitStack() as held:
+        yield on_first_process(lambda: held.enter_context(scratch_folder(folder)))
+
+
 def _train_pixels(
-    source: "ImageSource", processor: "IGPTImageProcessor", skip_damaged: bool
+    rows: "Dataset | IterableDataset",
+    source: "ImageSource",
+    processor: "IGPTImageProcessor",
+    skip_damaged: bool,
+    first_row: int = 0,
 ) -> Iterator["np.ndarray"]:
-    """The training images at the size of the grid, uint8 of shape (height, width, 3)."""
+    """Training images of a source at the size of the grid, uint8 of shape (height, width, 3)."""
     from datasets import Image
 
     from hf_igpt.data.columns import damage_message, damaged_row, read_image
 
-    rows = source.split("train").select_columns([source.image_column])
+    rows = rows.select_columns([source.image_column])
     if isinstance(rows.features[source.image_column], Image):
         rows = rows.cast_column(source.image_column, Image(decode=False))
-    for number, row in enumerate(rows):
+    for number, row in enumerate(rows, first_row):
         value = row[source.image_column]
         try:
             pixels = processor.pixels([read_image(value, source.image_roots)])[0]

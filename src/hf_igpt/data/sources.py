@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
+# Files that may be named themselves, and their builder in `datasets`; tar files are WebDataset's shards.
+FILES = {".parquet": "parquet", ".tar": "webdataset"}
+
 # The paper's for CIFAR and STL-10 (section 3.1).
 VALIDATION_FRACTION = 0.1
 
@@ -65,6 +68,11 @@ class ImageSource:
         return self.splits[name]
 
     @property
+    def is_cut_off(self) -> bool:
+        """Whether its splits may be only the beginning of what there is."""
+        return self.asked_for.get("max_images") is not None
+
+    @property
     def fingerprints(self) -> dict[str, str]:
         """Fingerprint of each split: changes when the images do, of a stream only when something else is asked for."""
         asked_for = json.dumps([self.name, self.revision, self.asked_for], sort_keys=True)
@@ -102,7 +110,7 @@ def load_images(
 
     Args:
         dataset_name: "digits" (scikit-learn's 1,797 grey images of 8x8), a data set on the Hub, a local folder of
-            parquet files or images, or a parquet file or glob.
+            parquet files, images or WebDataset's tar files, or a parquet or tar file or glob.
         dataset_config: Configuration of the data set.
         image_column: Column with the images; found where only one column holds images.
         label_column: Column with the class; found where only one is a class, and "none" for none.
@@ -191,14 +199,14 @@ def _load(name: str, config: str | None, revision: str | None, streaming: bool) 
 
     arguments: dict[str, Any] = {"name": config, "streaming": streaming}
     path = os.path.abspath(os.path.expanduser(name))
-    if name.endswith(".parquet"):
+    if ending := _file_ending(name):
         files = sorted(glob.glob(path, recursive=True))
         if not files:
             raise ValueError(f"`dataset_name` {name!r} matches no file.")
-        path, arguments["data_files"] = "parquet", {"train": files}
+        path, arguments["data_files"] = FILES[ending], {"train": files}
     elif not os.path.isdir(path):
         if name.startswith((".", "/", "~")) or os.path.exists(path):
-            raise ValueError(f"`dataset_name` {name!r} is neither a folder nor a parquet file.")
+            raise ValueError(f"`dataset_name` {name!r} is neither a folder nor a parquet or tar file.")
         path, arguments["revision"] = name, revision
     if revision is not None and "revision" not in arguments:
         raise ValueError(f"`revision` is for data sets on the Hub, {name!r} is local.")
@@ -209,9 +217,13 @@ def _load(name: str, config: str | None, revision: str | None, streaming: bool) 
         raise ValueError(f"`dataset_name` {name!r} can't be loaded: {reason}") from error
 
 
+def _file_ending(name: str) -> str | None:
+    return next((ending for ending in FILES if name.endswith(ending)), None)
+
+
 def _hub_origin(name: str, split: "Dataset | IterableDataset") -> dict[str, str | None] | None:
     """Name and commit of a data set on the Hub: `datasets` keeps what it read in a folder named after the commit."""
-    if name == "digits" or name.endswith(".parquet") or os.path.isdir(os.path.expanduser(name)):
+    if name == "digits" or _file_ending(name) or os.path.isdir(os.path.expanduser(name)):
         return None
     folders = {Path(file["filename"]).parent.name for file in getattr(split, "cache_files", ())}
     commits = [folder for folder in folders if _COMMIT.fullmatch(folder)]

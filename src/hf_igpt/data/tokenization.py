@@ -9,6 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import numpy as np
 from hf_igpt.data.code_version import code_version
 from hf_igpt.data.columns import damage_message, damaged_row, find_image_column, find_label_column, read_image
 from hf_igpt.data.sources import ImageSource
+from hf_igpt.data.token_parts import tokens_in_parts
 from hf_igpt.data.token_store import token_record, write_record
 
 
@@ -39,6 +41,7 @@ def tokenize(
     skip_damaged: bool = False,
     image_roots: tuple[str, ...] = (),
     stream_folder: str | os.PathLike | None = None,
+    in_parts: bool = False,
 ) -> "DatasetDict | IterableDatasetDict | Dataset | IterableDataset":
     """Turns images into tokens, cached, in several processes or as a stream.
 
@@ -56,6 +59,8 @@ def tokenize(
             `tokens_info`; a stream that stays one, whose end is unknown, logs a warning for each.
         image_roots: Folders that a row's path may point into; a source knows its own. Bytes need none.
         stream_folder: Reads streams to their end and stores their tokens in this folder, images never.
+        in_parts: Called by several processes together, with a `stream_folder` that all of them see: each tokenizes a
+            part of every split into it, as `part_of` cuts them, and gets the whole.
 
     Returns:
         What went in, as tokens: a data set, or a dictionary for a source or a dictionary. With `stream_folder` a
@@ -63,13 +68,14 @@ def tokenize(
 
     Raises:
         ValueError: If a split is empty, a column is missing, or an image is damaged: names split, row and file. Rows
-            count from 0 in the split as given.
+            count from 0 in the split as given, in a process's part of a stream from that part's beginning.
     """
     from datasets import Dataset, DatasetDict, IterableDatasetDict
 
-    origin = None
+    origin, is_cut_off = None, False
     if isinstance(images, ImageSource):
         origin = images.origin
+        is_cut_off = images.is_cut_off
         image_column = image_column or images.image_column
         label_column = label_column or images.label_column or "none"
         image_roots = (*images.image_roots, *image_roots)
@@ -84,6 +90,8 @@ def tokenize(
         "image_roots": image_roots,
         "stream_folder": stream_folder,
         "origin": origin,
+        "in_parts": in_parts,
+        "is_cut_off": is_cut_off,
     }
     if not isinstance(images, dict):
         return _tokenize_split(images, str(getattr(images, "split", None) or "train"), **settings)
@@ -106,71 +114,110 @@ def _tokenize_split(images: Any, split: str, processor: Any, **settings: Any) ->
         raise ValueError(f"The split {split!r} is empty: there is nothing to tokenize.")
     if isinstance(images.features[image_column], Image):
         images = images.cast_column(image_column, Image(decode=False))
-    function = partial(
-        _tokenize_batch,
-        processor=processor,
-        split=split,
-        image_column=image_column,
-        label_column=label_column,
-        skip_damaged=settings["skip_damaged"],
-        image_roots=settings["image_roots"],
-        keep_rows=stored or settings["stream_folder"] is not None,
+    keeps_rows = stored or settings["stream_folder"] is not None
+    features = _features(record, images.features, label_column, with_damage=keeps_rows)
+    job = _Job(
+        partial(
+            _tokenize_batch,
+            processor=processor,
+            image_column=image_column,
+            label_column=label_column,
+            skip_damaged=settings["skip_damaged"],
+            image_roots=settings["image_roots"],
+            keep_rows=keeps_rows,
+        ),
+        features,
+        settings["batch_size"],
+        settings["num_proc"],
     )
-    features = _features(record, images.features, label_column, with_damage=function.keywords["keep_rows"])
-    arguments = {"batched": True, "with_indices": True, "batch_size": settings["batch_size"], "features": features}
-    if not stored and settings["stream_folder"] is not None:
-        file = Path(settings["stream_folder"]) / f"{split}.arrow"
-        return _finish(_store_stream(images, function, features, settings["batch_size"], file), whole_record, split)
-    if not stored:
-        tokens = images.map(function, remove_columns=list(images.features), **arguments)
+    if not keeps_rows:
+        tokens = images.map(partial(job.function, split=split), **job.map_arguments(images))
         write_record(tokens, whole_record, [])
         return tokens
-    fingerprint = _fingerprint(images, record, image_column, label_column, settings["skip_damaged"], split)
-    tokens = images.map(
-        function,
-        remove_columns=images.column_names,
-        num_proc=settings["num_proc"],
-        new_fingerprint=fingerprint,
-        cache_file_name=_cache_file(fingerprint),
-        desc=f"Tokenizing {split}",
-        **arguments,
-    )
-    return _finish(tokens, whole_record, split)
+    fingerprint = None
+    if stored:
+        fingerprint = _fingerprint(images, record, image_column, label_column, settings["skip_damaged"], split)
+    if settings["in_parts"]:
+        folder = Path(settings["stream_folder"])
 
+        def store(part: Any, name: str, first_row: int, file: str) -> "Dataset":
+            return job.store(part, name, fingerprint, folder / f"{fingerprint or 'stream'}-{file}", first_row)
 
-def _finish(tokens: "Dataset", record: dict[str, Any], split: str) -> "Dataset":
+        tokens = tokens_in_parts(images, split, settings["is_cut_off"], fingerprint, store)
+    elif stored:
+        tokens = job.store(images, split, fingerprint, _cache_file(fingerprint))
+    else:
+        tokens = job.store(images, split, None, Path(settings["stream_folder"]) / f"{split}.arrow")
+        if len(tokens) == 0:
+            raise ValueError(f"The split {split!r} is empty: there is nothing to tokenize.")
     tokens, skipped = _drop_damaged(tokens, split)
-    write_record(tokens, record, skipped)
+    write_record(tokens, whole_record, skipped)
     return tokens
 
 
-def _store_stream(
-    images: "IterableDataset",
-    function: Callable[..., dict[str, Any]],
-    features: "Features",
-    batch_size: int,
-    file: Path,
-) -> "Dataset":
-    """Writes a stream's tokens into an Arrow file, batch by batch. Not cached: a stream tells nothing of changes."""
-    from datasets import Dataset
-    from datasets.arrow_writer import ArrowWriter
-    from tqdm.auto import tqdm
+@dataclass(frozen=True)
+class _Job:
+    """How the images of a split become tokens."""
 
-    file.parent.mkdir(parents=True, exist_ok=True)
-    rows = 0
-    with (
-        ArrowWriter(path=str(file), features=features) as writer,
-        tqdm(desc=f"Tokenizing {file.stem}", unit=" images") as bar,
-    ):
-        for batch in images.iter(batch_size=batch_size):
-            size = len(next(iter(batch.values())))
-            writer.write_batch(function(batch, list(range(rows, rows + size))))
-            rows += size
-            bar.update(size)
-        writer.finalize()
-    if rows == 0:
-        raise ValueError(f"The split {file.stem!r} is empty: there is nothing to tokenize.")
-    return Dataset.from_file(str(file))
+    function: Callable[..., dict[str, Any]]
+    features: "Features"
+    batch_size: int
+    num_proc: int | None
+
+    def map_arguments(self, images: "Dataset | IterableDataset") -> dict[str, Any]:
+        return {
+            "remove_columns": list(images.features),
+            "batched": True,
+            "with_indices": True,
+            "batch_size": self.batch_size,
+            "features": self.features,
+        }
+
+    def store(
+        self,
+        images: "Dataset | IterableDataset",
+        name: str,
+        fingerprint: str | None,
+        file: Path | None,
+        first_row: int = 0,
+    ) -> "Dataset":
+        """Tokens in a file; of a data set not made again where the file has them."""
+        from datasets import Dataset
+
+        function = partial(self.function, split=name, first_row=first_row)
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        if not isinstance(images, Dataset):
+            return self._store_stream(images, function, name, file)
+        return images.map(
+            function,
+            num_proc=self.num_proc,
+            new_fingerprint=fingerprint,
+            cache_file_name=None if file is None else str(file),
+            desc=f"Tokenizing {name}",
+            **self.map_arguments(images),
+        )
+
+    def _store_stream(
+        self, images: "IterableDataset", function: Callable[..., dict[str, Any]], name: str, file: Path
+    ) -> "Dataset":
+        """Batch by batch. Not cached: a stream tells nothing of changes."""
+        from datasets import Dataset
+        from datasets.arrow_writer import ArrowWriter
+        from tqdm.auto import tqdm
+
+        rows = 0
+        with (
+            ArrowWriter(path=str(file), features=self.features) as writer,
+            tqdm(desc=f"Tokenizing {name}", unit=" images") as bar,
+        ):
+            for batch in images.iter(batch_size=self.batch_size):
+                size = len(next(iter(batch.values())))
+                writer.write_batch(function(batch, list(range(rows, rows + size))))
+                rows += size
+                bar.update(size)
+            writer.finalize()
+        return Dataset.from_file(str(file))
 
 
 def _tokenize_batch(
@@ -184,6 +231,7 @@ def _tokenize_batch(
     skip_damaged: bool,
     image_roots: tuple[str, ...],
     keep_rows: bool,
+    first_row: int = 0,
 ) -> dict[str, Any]:
     """Tokens of one batch. With `keep_rows`, a damaged row stays as zeros with its damage in JSON beside it."""
     pixels, damage = [], []
@@ -192,7 +240,7 @@ def _tokenize_batch(
             pixels.append(processor.pixels([read_image(value, image_roots)])[0])
             damage.append(None)
         except (ValueError, OSError) as error:
-            where = damaged_row(split, row, value, error)
+            where = damaged_row(split, first_row + row, value, error)
             if not skip_damaged:
                 raise ValueError(damage_message(where)) from error
             damage.append(json.dumps(where))
@@ -217,7 +265,9 @@ def _drop_damaged(tokens: "Dataset", split: str) -> tuple["Dataset", list[dict[s
     if column.null_count == len(column):
         return tokens.remove_columns("damage"), []
     texts = column.to_pylist()
-    skipped = [json.loads(text) for text in texts if text is not None]
+    # A process counts the rows of its part of a stream from that part's beginning.
+    damage = [(row, text) for row, text in enumerate(texts) if text is not None]
+    skipped = [json.loads(text) | {"split": split, "row": row} for row, text in damage]
     for where in skipped:
         logger.warning("Skipped: %s", damage_message(where))
     if len(skipped) == len(texts):
@@ -245,7 +295,7 @@ def _fingerprint(images: "Dataset", record: dict[str, Any], *settings: Any) -> s
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _cache_file(fingerprint: str) -> str | None:
+def _cache_file(fingerprint: str) -> Path | None:
     """Also for data held in memory, which `datasets` caches for one session only."""
     from datasets import config, is_caching_enabled
 
@@ -253,7 +303,7 @@ def _cache_file(fingerprint: str) -> str | None:
         return None
     folder = Path(config.HF_DATASETS_CACHE) / "hf_igpt_tokens"
     folder.mkdir(parents=True, exist_ok=True)
-    return str(folder / f"{fingerprint}.arrow")
+    return folder / f"{fingerprint}.arrow"
 
 
 def _token_dtype(num_values: int) -> type[np.unsignedinteger]:

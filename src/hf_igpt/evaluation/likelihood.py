@@ -101,28 +101,29 @@ def score_images(
         model, tokens, batch_size, progress: as for `log_likelihood`, which says what it raises.
     """
     import torch
-    from accelerate.utils import gather_object
 
     from hf_igpt.data.token_store import token_rows
-    from hf_igpt.processes import process_state
+    from hf_igpt.processes import from_all_processes, is_sharded, process_state
 
     if len(tokens) == 0 or batch_size < 1:
         raise ValueError(f"Give at least one image and a batch size of at least 1, got {len(tokens)}, {batch_size}.")
     state = process_state()
     mine = np.arange(state.process_index, len(tokens), state.num_processes)
+    # A forward pass of a sharded model needs all processes: who has no image left scores the first one once more.
+    longest = math.ceil(len(tokens) / state.num_processes) if is_sharded(model) else len(mine)
     was_training = model.training
     model.eval()
     scored: list[tuple[int, Any]] = []
     with torch.inference_mode():
-        for start in range(0, len(mine), batch_size):
-            images = mine[start : start + batch_size]
+        for start in range(0, longest, batch_size):
+            images = mine[start : start + batch_size] if start < len(mine) else np.array([0])
             batch = torch.from_numpy(token_rows(tokens, images).astype(np.int64))
             check_range(batch, model.config.num_values)
             scored += zip(images.tolist(), score(model, batch.to(model.device), images).tolist(), strict=True)
             if progress is not None:
                 progress(len(images))
     model.train(was_training)
-    of_image = dict(gather_object(scored) if state.num_processes > 1 else scored)
+    of_image = dict(from_all_processes(scored))
     scores = np.array([of_image[image] for image in range(len(tokens))], dtype=np.float64)
     if not (finite := np.isfinite(scores)).all():
         place = tuple(np.argwhere(~finite)[0])

@@ -90,7 +90,7 @@ class PretrainArguments(TrainerOptions, ImageOptions, GridOptions):
     )
     dataset_name: str = option(
         "digits",
-        "'digits' (scikit-learn's), a data set on the Hub, a local folder, or a parquet file or glob",
+        "'digits' (scikit-learn's), a data set on the Hub, a local folder, or a parquet or tar file or glob",
         only_if=("tokens", not_),
     )
     palette: str | None = option(None, "folder or Hub name of an image processor to use instead of fitting a palette")

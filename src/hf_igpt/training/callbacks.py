@@ -50,8 +50,13 @@ class SampleGridCallback(TrainerCallback):
         self.reporters, self.throughput = reporters, throughput
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        """Draws on the main process; the others wait at the next gradient exchange."""
-        if state.global_step % self.every_steps or not state.is_world_process_zero:
+        """
+        Draws on the main process; the others wait at the next gradient exchange, or draw the same where each has a
+        part of the model only.
+        """
+        from hf_igpt.processes import is_sharded
+
+        if state.global_step % self.every_steps or not (state.is_world_process_zero or is_sharded(model)):
             return
         from hf_igpt.generation import sample
         from hf_igpt.plots import image_grid, save_png
@@ -61,9 +66,10 @@ class SampleGridCallback(TrainerCallback):
         # A masked model's finest picture takes a pass for every pixel, which is too many in the middle of a training.
         steps = {} if model.config.is_causal else {"num_steps": MASKED_STEPS}
         tokens = sample(model, self.num_images, batch_size=self.num_images, seed=self.seed, **steps)
-        grid = image_grid(self.processor.decode(tokens))
-        save_png(grid, self.folder / "samples" / f"step-{state.global_step}.png")
-        report_image(self.reporters, "samples", grid, state.global_step)
+        if state.is_world_process_zero:
+            grid = image_grid(self.processor.decode(tokens))
+            save_png(grid, self.folder / "samples" / f"step-{state.global_step}.png")
+            report_image(self.reporters, "samples", grid, state.global_step)
         if self.throughput is not None:
             self.throughput.pause(time.perf_counter() - started)
 

@@ -59,6 +59,10 @@ class FinetuneTrainer(IGPTTrainer):
         super().__init__(*args, **kwargs)
         self.masking, self.patience, self.layer_decay = masking, patience, layer_decay
 
+    def _check_fsdp(self) -> None:
+        # Its evaluation calls parts of the model, which FSDP does not put together.
+        raise ValueError("Fine-tuning does not shard the model: leave `--config_file` out, or take `ddp`.")
+
     # Evaluation
 
     def classify(self, split: LabelledTokens, num_masks: int = 1) -> Classification:

@@ -93,8 +93,9 @@ def finetune(
         resumed_from = train_to_the_end(trainer)
         trainer.save_model(folder / MODEL)
         metrics = _metrics(trainer, settings, data)
+        session = trained_model(trainer) | {"resumed_from": resumed_from}
         if state.is_main_process:
-            session = {"wall_seconds": time.perf_counter() - started, "resumed_from": resumed_from}
+            session["wall_seconds"] = time.perf_counter() - started
             results = _write(settings, trainer, checkpoint, data, metrics, session)
     state.wait_for_everyone()
     return announce(results, state.is_main_process)
@@ -308,6 +309,5 @@ def _write(
         **session,
         processes=trainer.args.world_size,
         palette_hash=checkpoint.processor.palette_hash,
-        **trained_model(trainer),
         log_history=trainer.state.log_history,
     )

@@ -103,11 +103,15 @@ def crop_dataset(
 
 
 def trained_model(trainer: "IGPTTrainer") -> dict[str, Any]:
-    """What results say of the model that a run leaves: a digest of its weights, and the tags its trackers gave it."""
+    """
+    What results say of the model that a run leaves: a digest of its weights (None where DeepSpeed's ZeRO-3 has taken
+    them apart), and the tags its trackers gave it. All processes must call it together.
+    """
     from hf_igpt.weights import weights_digest
 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-    return {"model_sha256": weights_digest(model), "model_tags": list(model.model_tags or [])}
+    is_whole = not any(hasattr(weight, "ds_id") for weight in model.parameters())
+    return {"model_sha256": weights_digest(model) if is_whole else None, "model_tags": list(model.model_tags or [])}
 
 
 def throughput_of(config: "ImageGPTConfig", training: "TrainingArguments", images_per_step: int) -> "Throughput":

@@ -65,8 +65,9 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
         resumed_from = train_to_the_end(trainer)
         trainer.save_model(folder / MODEL)
         metrics = _metrics(trainer, arguments, tokens)
+        session = trained_model(trainer) | {"resumed_from": resumed_from}
         if state.is_main_process:
-            session = {"wall_seconds": time.perf_counter() - started, "resumed_from": resumed_from}
+            session["wall_seconds"] = time.perf_counter() - started
             results = _write(arguments, trainer, tokens, metrics, session)
     state.wait_for_everyone()
     return announce(results, state.is_main_process)
@@ -79,7 +80,9 @@ def _check(arguments: "PretrainArguments") -> None:
 
     from hf_igpt.data.augmentation import check_augmentation
     from hf_igpt.data.options import grid_size
+    from hf_igpt.training.sharding import check_launcher
 
+    check_launcher(arguments.dropout, arguments.gradient_checkpointing)
     size = grid_size(arguments)
     grid = (size["height"], size["width"])
     model_config(arguments, arguments.num_colors, grid)
@@ -102,37 +105,38 @@ def _check(arguments: "PretrainArguments") -> None:
 def _prepare(
     arguments: "PretrainArguments", initial: "InitialWeights | None", folder: Path, state: Any
 ) -> tuple[Any, Any, "DatasetDict"]:
-    """Palette and tokens: made by the main process, read by the others once it is done."""
+    """Palette and tokens: all processes make them together. Downloads are the first one's, and read by the others."""
     from hf_igpt.data.options import grid_size, load_source
     from hf_igpt.data.preparation import prepare_palette, prepare_tokens
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
 
     with state.main_process_first():
         source = load_source(arguments)
-        if arguments.palette is None and initial is not None:
-            crop = {} if arguments.crop_size is None else {"do_center_crop": True, "crop_size": arguments.crop_size}
-            processor = IGPTImageProcessor(
-                size=grid_size(arguments),
-                palette=initial.processor.palette,
-                resample=initial.processor.resample,
-                **crop,
-            )
-        elif arguments.palette is None:
-            processor = prepare_palette(
-                folder / PALETTE,
-                source,
-                num_colors=arguments.num_colors,
-                size=grid_size(arguments),
-                crop_size=arguments.crop_size,
-                seed=arguments.seed,
-                skip_damaged=arguments.skip_damaged,
-            )
-        else:
-            processor = IGPTImageProcessor.from_pretrained(arguments.palette)
-            _check_palette(processor, arguments)
-        tokens = prepare_tokens(
-            folder / TOKENS, source, processor, num_proc=arguments.num_proc, skip_damaged=arguments.skip_damaged
+    if arguments.palette is None and initial is not None:
+        crop = {} if arguments.crop_size is None else {"do_center_crop": True, "crop_size": arguments.crop_size}
+        processor = IGPTImageProcessor(
+            size=grid_size(arguments),
+            palette=initial.processor.palette,
+            resample=initial.processor.resample,
+            **crop,
         )
+    elif arguments.palette is None:
+        processor = prepare_palette(
+            folder / PALETTE,
+            source,
+            num_colors=arguments.num_colors,
+            size=grid_size(arguments),
+            crop_size=arguments.crop_size,
+            seed=arguments.seed,
+            skip_damaged=arguments.skip_damaged,
+        )
+    else:
+        with state.main_process_first():
+            processor = IGPTImageProcessor.from_pretrained(arguments.palette)
+        _check_palette(processor, arguments)
+    tokens = prepare_tokens(
+        folder / TOKENS, source, processor, num_proc=arguments.num_proc, skip_damaged=arguments.skip_damaged
+    )
     return source, processor, tokens
 
 
@@ -335,6 +339,5 @@ def _write(
         dataset=info["source"],
         skipped=info["skipped"],
         palette_hash=trainer.processing_class.palette_hash,
-        **trained_model(trainer),
         log_history=trainer.state.log_history,
     )

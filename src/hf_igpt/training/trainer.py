@@ -13,10 +13,12 @@ What differs from Trainer, and why:
 - A process that ends or hangs ends the others within `ddp_timeout` (on a CPU, Trainer waits for half an hour).
 - The output folder is locked while a run trains in it.
 - The training arguments are saved as JSON without secrets (Trainer pickles them with the Hub token in clear).
+- Under FSDP a checkpoint has the files of an unsharded run (see `sharding`), so that either continues the other.
 
 It relies on these methods of Trainer beside the public ones, the same in transformers 5.18 to 5.24: `_save_checkpoint`
 (builds its paths from `_get_output_dir`), `_save`, `_get_grad_norm` (called once before each optimizer step),
-`_load_best_model`, `_run_epoch`, `_finalize_training` and `_get_train_sampler`.
+`_load_best_model`, `_run_epoch`, `_finalize_training` and `_get_train_sampler`; under FSDP also on
+`_save_optimizer_and_scheduler`, `_load_from_checkpoint` and `_load_optimizer_and_scheduler`.
 """
 
 import contextlib
@@ -24,19 +26,19 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
 from hf_igpt.modeling_igpt import ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling
+from hf_igpt.processes import on_first_process
 from hf_igpt.storage import (
     MANIFEST,
     DamagedFolderError,
@@ -45,11 +47,13 @@ from hf_igpt.storage import (
     folder_lock,
     list_checkpoints,
     newest_complete_checkpoint,
+    read_json,
     remove_folder,
     staged_folder,
     verify_folder,
     write_json,
 )
+from hf_igpt.training import sharding
 from hf_igpt.training.errors import TrainingInterrupted, TrainingStopped
 from hf_igpt.training.interruption import StopAfterStep, StopSignals
 from hf_igpt.training.peers import lost_processes_end_this_one
@@ -59,7 +63,8 @@ from hf_igpt.training.throughput import Throughput
 logger = logging.getLogger(__name__)
 
 TRAINING_ARGUMENTS = "training_args.json"
-NEEDED_TO_RESUME = (TRAINER_STATE_NAME, "*model*", "optimizer*", "scheduler.pt", "rng_state*.pth")
+# DeepSpeed's names for the optimizer end in optim_states.pt.
+NEEDED_TO_RESUME = (TRAINER_STATE_NAME, "*model*", "*optim*", "scheduler.pt", "rng_state*.pth")
 
 
 class NonFiniteTrainingError(TrainingStopped):
@@ -84,7 +89,8 @@ class IGPTTrainer(Trainer):
     step; the loss is checked all the same.
 
     Raises:
-        ValueError: If `push_to_hub` is set: uploads would copy a checkpoint while it is being renamed.
+        ValueError: If `push_to_hub` is set: uploads would copy a checkpoint while it is being renamed. Or for settings
+            of FSDP that `sharding.check_fsdp` refuses.
     """
 
     _staging_folder: Path | None = None
@@ -112,6 +118,10 @@ class IGPTTrainer(Trainer):
         self.throughput = throughput
         self._stop = StopAfterStep()
         self.add_callback(self._stop)
+        if self.is_fsdp_enabled:
+            self._check_fsdp()
+        else:
+            sharding.refuse_to_ignore_fsdp()
         heads = (ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling)
         # Compiled under DDP, the graph is cut where gradients are sent, which older torch can't do around blocks that
         # are computed again.
@@ -140,7 +150,7 @@ class IGPTTrainer(Trainer):
         self._stop.agreed, self._signals = 0, StopSignals()
         with contextlib.ExitStack() as stack:
             stack.enter_context(lost_processes_end_this_one(self.args.ddp_timeout))
-            self._on_one_process(lambda: self._prepare_output_folder(stack))
+            on_first_process(lambda: self._prepare_output_folder(stack))
             stack.enter_context(self._signals)
             try:
                 output = self._train(resume_from_checkpoint, *args, **kwargs)
@@ -169,19 +179,26 @@ class IGPTTrainer(Trainer):
                 raise ValueError(f"There is no checkpoint in {self.args.output_dir} to resume from.")
         elif resume_from_checkpoint:
             checkpoint = Path(resume_from_checkpoint)
-            self._on_one_process(lambda: verify_folder(checkpoint, needed=NEEDED_TO_RESUME))
+            on_first_process(lambda: verify_folder(checkpoint, needed=NEEDED_TO_RESUME))
         else:
-            self._on_one_process(self._refuse_old_checkpoints)
+            on_first_process(self._refuse_old_checkpoints)
         if resume_from_checkpoint:
-            self._warn_of_other_process_count(Path(resume_from_checkpoint))
+            self._compare_steps(Path(resume_from_checkpoint))
         return super().train(str(resume_from_checkpoint) if resume_from_checkpoint else None, *args, **kwargs)
+
+    def _check_fsdp(self) -> None:
+        config = getattr(self.model, "config", None)
+        if config is None:
+            raise ValueError("FSDP shards models, not probes of them: leave `--config_file` out, or take `ddp`.")
+        dropout = max(getattr(config, name, 0) for name in ("embd_pdrop", "resid_pdrop", "attn_pdrop"))
+        sharding.check_fsdp(self.accelerator.state.fsdp_plugin, dropout, bool(self.args.gradient_checkpointing))
 
     def newest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint in the output folder, the same on every process; None if there is none.
 
         Raises `DamagedFolderError` if there are checkpoints and none can be resumed from.
         """
-        return self._on_one_process(lambda: newest_complete_checkpoint(self.args.output_dir, NEEDED_TO_RESUME))
+        return on_first_process(lambda: newest_complete_checkpoint(self.args.output_dir, NEEDED_TO_RESUME))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         # Trainer takes one step too many when it resumes a finished run in the middle of an epoch.
@@ -191,19 +208,6 @@ class IGPTTrainer(Trainer):
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
-
-    def _on_one_process(self, decide: Callable[[], Any]) -> Any:
-        """What the first process decides, or its ValueError, on every process."""
-        outcome: list[Any] = [None]
-        if self.args.process_index == 0:
-            try:
-                outcome[0] = decide()
-            except ValueError as error:
-                outcome[0] = error
-        broadcast_object_list(outcome)
-        if isinstance(outcome[0], ValueError):
-            raise outcome[0]
-        return outcome[0]
 
     def _prepare_output_folder(self, stack: contextlib.ExitStack) -> None:
         check_writable(self.args.output_dir)
@@ -217,14 +221,27 @@ class IGPTTrainer(Trainer):
                 "another output folder."
             )
 
-    def _warn_of_other_process_count(self, checkpoint: Path) -> None:
-        saved, now = len(list(checkpoint.glob("rng_state*.pth"))), self.args.world_size
-        if saved != now and self.is_world_process_zero():
+    def _compare_steps(self, checkpoint: Path) -> None:
+        """Raises ValueError where a step would have other images than it had before the checkpoint."""
+        if not (checkpoint / TRAINING_ARGUMENTS).is_file():
+            return  # Trainer saves in its own way on a TPU.
+        saved = read_json(checkpoint / TRAINING_ARGUMENTS)
+        processes = len(list(checkpoint.glob("rng_state*.pth")))
+        before = _images_of_step(processes, saved["per_device_train_batch_size"], saved["gradient_accumulation_steps"])
+        now = _images_of_step(
+            self.args.world_size, self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        )
+        if before[0] != now[0]:
+            raise ValueError(
+                f"{checkpoint} comes from steps of {before[1]}, and this run has {now[1]}. Change "
+                "`per_device_train_batch_size` or `gradient_accumulation_steps` so that they agree."
+            )
+        if processes != self.args.world_size and self.is_world_process_zero():
             logger.warning(
                 "%s was saved by %d processes and this run has %d: dropout won't draw what it would have drawn.",
                 checkpoint,
-                saved,
-                now,
+                processes,
+                self.args.world_size,
             )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
@@ -277,7 +294,7 @@ class IGPTTrainer(Trainer):
     def _pretrains_on(self, dataset: Any) -> bool:
         from hf_igpt.data.loading import MaskedTokenCollator, TokenCollator, TokenDataset
 
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self._bare_model()
         pairs = (
             (ImageGPTForCausalImageModeling, TokenCollator),
             (ImageGPTForMaskedImageModeling, MaskedTokenCollator),
@@ -289,7 +306,7 @@ class IGPTTrainer(Trainer):
         # Trainer fills the last batch of the processes with images of the first, and their losses enter the mean.
         from hf_igpt.training.objectives import eval_loss
 
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self._bare_model()
         with self.accelerator.autocast():
             loss = eval_loss(model, dataset.tokens, self.data_collator, self.args.eval_batch_size)
         metrics = {f"{prefix}_loss": loss}
@@ -337,7 +354,7 @@ class IGPTTrainer(Trainer):
 
     def _refuse_non_finite_weights(self) -> None:
         weights = dict(self.model.named_parameters())
-        counts = [(~weight.detach().isfinite()).sum().item() for weight in weights.values()]
+        counts = [(~sharding.local_part(weight.detach()).isfinite()).sum().item() for weight in weights.values()]
         for rank, rank_counts in enumerate(self._gather(counts)):
             for name, count in zip(weights, rank_counts, strict=True):
                 if count:
@@ -404,7 +421,43 @@ class IGPTTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         verify_folder(self.state.best_model_checkpoint)
-        super()._load_best_model()
+        if self.is_fsdp_enabled:
+            sharding.load_whole_weights(self._bare_model(), Path(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
+
+    def _bare_model(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    # Shards
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        optimizer = sharding.whole_optimizer_state(self.optimizer, keep=self.args.should_save)
+        if self.args.should_save:
+            torch.save(optimizer, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled:
+            sharding.load_whole_weights(self._bare_model(), Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer, scheduler = (
+            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+            for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+        )
+        sharding.load_whole_optimizer_state(self.optimizer, optimizer)
+        self.lr_scheduler.load_state_dict(scheduler)
+
+    # The model
 
     def save_model(self, output_dir: str | Path | None = None, _internal_call: bool = False) -> None:
         """Writes weights, config and processor into a folder of their own, complete or not at all.
@@ -413,24 +466,38 @@ class IGPTTrainer(Trainer):
         `NonFiniteTrainingError` if a weight isn't finite.
         """
         if _internal_call:
-            super().save_model(output_dir and str(output_dir), _internal_call=True)
+            self._write_model(str(output_dir or self.args.output_dir))
             return
         if output_dir is None:
             raise ValueError("`output_dir` must name a folder for the model alone: the run's own holds checkpoints.")
         self._refuse_non_finite_weights()
         barrier = self.accelerator.wait_for_everyone
         with staged_folder(output_dir, is_writer=self.args.should_save, barrier=barrier, overwrite=True) as staged:
-            super().save_model(str(staged), _internal_call=True)
+            self._write_model(str(staged))
+
+    def _write_model(self, folder: str) -> None:
+        if self.is_fsdp_enabled:
+            weights = sharding.whole_weights(self._bare_model(), keep=self.args.should_save)
+            with sharding.under_own_class(self._bare_model()):
+                self._save(folder, weights)
+        else:
+            super().save_model(folder, _internal_call=True)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model = self._bare_model()
         model.save_pretrained(folder, state_dict=state_dict)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         write_json(folder / TRAINING_ARGUMENTS, json.loads(self.args.to_json_string()))
+
+
+def _images_of_step(processes: int, per_device: int, accumulation: int) -> tuple[int, str]:
+    """Images of an optimizer step, and how they come about."""
+    total = processes * per_device * accumulation
+    return total, f"{processes} processes x {per_device} images x {accumulation} accumulated = {total} images"
 
 
 def _first_not_finite(numbers: Sequence[float]) -> int | None:
