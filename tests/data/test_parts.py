@@ -112,6 +112,13 @@ def test_every_image_of_the_shards_is_there_once_in_their_order(prepared):
     assert len(tokens["train"]) == 9
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_folder_of_shards_is_a_data_set(prepared, streaming):
+    source = load_images(str(prepared / "few"), fold_validation=True, streaming=streaming)
+    assert (source.image_column, source.label_column, set(source.splits)) == ("png", "cls", {"train"})
+    assert [row["cls"] for row in source.split("train")] == [number % 3 for number in range(8)]
+
+
 def test_damage_is_counted_in_the_whole_split(prepared):
     one, two = (tokens_info(load_tokens(prepared / kind / "rows/tokens"))["skipped"] for kind in ("one", "two"))
     assert one == two and [where["file"] for where in one] == [f"image-{DAMAGED}.png"]
