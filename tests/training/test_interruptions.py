@@ -36,7 +36,15 @@ def test_a_signal_ends_training_after_a_whole_step_that_is_saved(harness, tmp_pa
     assert all(outcome.startswith("ok: stopped with step") for outcome in outcomes(answer)), answer
 
 
-def test_a_second_ctrl_c_ends_at_once_and_the_handlers_come_back():
+@pytest.fixture
+def heeds_ctrl_c():
+    """What runs in the background of a shell ignores Ctrl-C, and so do the tests there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_second_ctrl_c_ends_at_once_and_the_handlers_come_back(heeds_ctrl_c):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
         signal.raise_signal(signal.SIGINT)
