@@ -85,13 +85,11 @@ def parallel_decode(
         model: a next-pixel head in evaluation mode.
         input_ids: ids of shape (B, T) that begin with the start token.
         window: pixels that a pass looks at, W. 1 draws pixel by pixel.
-        forecast: what is put in for the pixels ahead:
-            "fixed_point", the default: what the last pass gave for them, a step of Jacobi's iteration, and the pixel
-                above where no pass has looked yet.
-            "above": the pixel above.
-            "repeat": the pixel on the left.
-            "shallow_exit": drawn one after the other, with the same noise, from the output of the first layers
-                through the final norm and the head. The pass goes on from there, so that no layer runs twice.
+        forecast: what is put in for the pixels ahead. "fixed_point", the default: what the last pass gave for them, a
+            step of Jacobi's iteration, and the pixel above where no pass has looked yet. "above": the pixel above.
+            "repeat": the pixel on the left. "shallow_exit": drawn one after the other, with the same noise, from the
+            output of the first layers through the final norm and the head; the pass goes on from there, so that no
+            layer runs twice.
         exit_layer: with "shallow_exit", how many layers draw the forecast; by default a quarter of them.
         max_length: ids of the whole sequence, by default those of an image.
         do_sample: False takes the likeliest value of every pixel.

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ FENCE = re.compile(r"^```(\S*)$")
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
 # What a shell and its usual programs do by themselves.
 BUILTINS = ("cd", "git", "set", "source")
+# Of a script, what is checked.
+PROGRAMS = ("hf-igpt", "accelerate", "torchrun", "python", "python3")
 
 
 @dataclass(frozen=True)
@@ -92,8 +95,7 @@ def check_command(words: list[str]) -> None:
     elif program == "make":
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), rest
     elif program == "bash":
-        for command in commands_of((ROOT / rest[0]).read_text()):
-            check_command(command)
+        check_script(ROOT / rest[0])
     elif program in ("python", "python3"):
         assert rest[0] == "-m" or (ROOT / rest[0]).is_file(), rest
     elif program == "pip":
@@ -103,6 +105,16 @@ def check_command(words: list[str]) -> None:
         pass
     else:
         assert program in BUILTINS, f"unknown program {program}"
+
+
+def check_script(script: Path) -> None:
+    """As `check_command`, for a file of a shell's own words around commands."""
+    subprocess.run(["bash", "-n", script], check=True)
+    for words in commands_of(script.read_text()):
+        if words[0] in PROGRAMS:
+            check_command(words)
+        for word in words:
+            assert not word.endswith(".py") or (ROOT / word).is_file(), word
 
 
 def check_configuration(name: str | None) -> None:
