@@ -5,6 +5,7 @@ a kill is a real one. As a script it is that process: it reads lines of JSON, [n
 `COMMANDS` for each, and answers with a line of JSON.
 """
 
+import contextlib
 import functools
 import gc
 import json
@@ -210,8 +211,12 @@ def _wait(child: int, reader: int, ends: float) -> tuple[int | str, dict | None]
             hung = True
             os.kill(child, signal.SIGKILL)
         time.sleep(0.01)
-    with open(reader, "rb") as answer:
-        text = answer.read()
+    # A killed child leaves its workers, which hold the pipe open too: there is no end of it to wait for.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    os.set_blocking(reader, False)
+    with open(reader, "rb", buffering=0) as answer:
+        text = answer.read() or b""
     return "hung" if hung else os.waitstatus_to_exitcode(waited[1]), json.loads(text) if text else None
 
 
