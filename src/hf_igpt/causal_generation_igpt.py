@@ -260,6 +260,7 @@ def _drawers_last(processors: LogitsProcessorList, generation_config: Generation
 
 
 def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The cache under whichever of its two names it was given. Raises ValueError for both."""
     if cache is not None and past_key_values is not None:
         raise ValueError("`cache` and `past_key_values` are one argument under two names: give only one.")
     return past_key_values if cache is None else cache

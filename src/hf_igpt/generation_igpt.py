@@ -267,7 +267,8 @@ def check_options(
         raise ValueError(f"`choice_temperature` must be at least 0 and finite, got {choice_temperature!r}.")
 
 
-def is_whole(value, low: int) -> bool:
+def is_whole(value: object, low: int) -> bool:
+    """Whether a value is an integer, no bool, of at least `low`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= low
 
 
