@@ -2,13 +2,13 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 
 
 @dataclass
@@ -67,10 +67,8 @@ class Harness:
 
     def on_two_processes(self, *arguments, **options) -> Run:
         """The end of the first of two processes that really are two; the other one prints no results."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        group = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", **place}
         ranks = [group | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
         children = [self.start(*arguments, environment=environment, **options) for environment in ranks]
         first, second = map(self.wait, children)

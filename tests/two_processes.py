@@ -2,12 +2,12 @@
 
 import gc
 import os
-import socket
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.multiprocessing
+from free_ports import free_port
 
 
 def on_two_processes(function: Callable[..., None], *arguments: Any) -> None:
@@ -15,10 +15,7 @@ def on_two_processes(function: Callable[..., None], *arguments: Any) -> None:
     Calls a function of a module in two fresh processes that find each other as under torchrun. They are no forks: a
     fork of a process that has computed on several threads waits for threads that it doesn't have.
     """
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    torch.multiprocessing.spawn(_one_of_two, args=(port, function, arguments), nprocs=2)
+    torch.multiprocessing.spawn(_one_of_two, args=(free_port(), function, arguments), nprocs=2)
 
 
 def _one_of_two(rank: int, port: int, function: Callable[..., None], arguments: tuple) -> None:

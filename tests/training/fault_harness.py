@@ -14,7 +14,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -35,6 +34,10 @@ from hf_igpt.processes import is_sharded
 from hf_igpt.storage import DamagedFolderError, list_checkpoints, newest_complete_checkpoint
 from hf_igpt.training.trainer import IGPTTrainer
 from hf_igpt.weights import weights_digest
+
+
+sys.path.append(str(Path(__file__).parents[1]))
+from free_ports import free_port  # noqa: E402
 
 
 NUM_VALUES, NUM_IMAGES, SIDE = 11, 20, 3
@@ -166,9 +169,7 @@ def in_children(
     that had to be ended at the limit. `kill_after` sends the first child a signal after so many seconds. With
     `kill_with_first_end` the others are killed once one has ended by itself, as launchers do.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     sys.stdout.flush()
     # Trainer collects garbage at its start, which in a child would touch and copy every page it inherited.
     gc.freeze()

@@ -76,7 +76,9 @@ def signal_trials(folder: str, trials: int, processes: int = 1, trainer: str = "
         number = generator.choice([signal.SIGTERM, signal.SIGINT])
         start = functools.partial(_train_until_signal, run, **arguments)
         moment, started = duration * generator.random(), time.monotonic()
-        ends = in_children(*[start] * processes, kill_after=moment, kill_with=number)
+        # A signal before the processes have met leaves one of them waiting for the other.
+        limit = duration + SLACK_SECONDS
+        ends = in_children(*[start] * processes, limit=limit, kill_after=moment, kill_with=number)
         seconds = time.monotonic() - started - moment
         if not _trained(run) or ends[0][0] == 0 and "weights" in ends[0][1]:
             # Before the first step, where the process just ends, or after the last one.
@@ -152,6 +154,7 @@ def lost_process(folder: str, fault: str, rank: int = 1, trainer: str = "ours", 
     answer = {"statuses": [status for status, _ in ends], "newest": newest_step(base / "run"), "other": other}
     if other_status == "hung":
         return _one_trial(answer | {"outcome": f"still waiting {SLACK_SECONDS} seconds after the limit of {limit}"})
+    assert answer["newest"] == 2, f"the trial was lost before its fault: {ends}"
     reference = run_processes(base / "reference", 2, trainer_class=TRAINERS[trainer])[0][1]
     again = run_processes(base / "run", 2, trainer_class=TRAINERS[trainer])
     if any(status != 0 for status, _ in again):
