@@ -284,6 +284,11 @@ def test_what_does_not_go_is_refused(model, options, pattern):
         model.generate(prefix(model, 2, batch=1), **options)
 
 
+def test_a_streamer_by_position_is_refused(model):
+    with pytest.raises(ValueError, match="got 8 arguments: give the others by name"):
+        model.generate(prefix(model, 2, batch=1), *[None] * 6, object(), parallel_window=4)
+
+
 def test_models_that_are_refused(model):
     ids = torch.full((1, 1), START)
     masked = tiny_masked(image_size=GRID)

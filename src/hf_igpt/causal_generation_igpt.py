@@ -58,8 +58,8 @@ class ImageGenerationMixin:
                 prompt next to each other). With one for each, an image comes out the same, up to rounding, whatever
                 else is in the batch. The global random state is left as it was.
             parallel_window: pixels that one pass of the model looks at, which are forecast and checked. The images
-                are the same, up to rounding, in fewer passes; see [`parallel_decode`]. By default each pixel has a
-                pass of its own.
+                are the same, up to rounding, in fewer passes, which on a CPU take longer in all as a rule; see
+                [`parallel_decode`]. By default each pixel has a pass of its own.
             forecast: with `parallel_window`, how pixels are forecast: "fixed_point" (the default), "above", "repeat"
                 or "shallow_exit".
             exit_layer: with "shallow_exit", how many layers draw the forecast; by default a quarter of them.
@@ -70,6 +70,11 @@ class ImageGenerationMixin:
         """
         if parallel_window is not None:
             check_parallel_options(parallel_window, forecast, exit_layer)
+            if len(args) > 2:
+                raise ValueError(
+                    "`parallel_window` takes `inputs` and `generation_config` by position, got "
+                    f"{len(args)} arguments: give the others by name."
+                )
             options = {"window": parallel_window, "forecast": forecast, "exit_layer": exit_layer}
             return super().generate(*args, custom_generate=_parallel(options, generator, kwargs), **kwargs)
         for name, value in (("forecast", forecast), ("exit_layer", exit_layer)):

@@ -13,6 +13,10 @@ from .generation_igpt import iterative_steps
 from .regions_igpt import prefix_lengths
 
 
+# Arguments of `generate` with which the caller decides on the cache.
+_OF_CACHES = {"cache_implementation", "use_cache", "parallel_window", CACHE_NAME}
+
+
 def image_seeds(seed: int, images: Iterable[int], drawings: Iterable[int]) -> list[int]:
     """
     A seed for each drawing, as a function of the call's seed, the number of the image and that of the drawing.
@@ -34,6 +38,11 @@ def decodes_compiled(model: nn.Module) -> bool:
     and replays it as a CUDA graph. On a CPU the loop of `fast_decoding_igpt.py` is there.
     """
     return model.config.is_causal and model.device.type == "cuda"
+
+
+def uses_fixed_caches(model: nn.Module, generation: dict[str, Any]) -> bool:
+    """Whether that is so with these arguments of `generate`, which may name another cache."""
+    return decodes_compiled(model) and not _OF_CACHES & {*generation}
 
 
 def draw_hidden(
@@ -184,15 +193,15 @@ def _continue(
 def _cache_arguments(
     model: nn.Module, num_images: int, caches: dict[int, StaticCache], generation: dict[str, Any]
 ) -> dict[str, StaticCache]:
-    """An empty cache of fixed size, where it pays and the caller has no wish of their own."""
-    own = {"cache_implementation", "use_cache", "parallel_window", CACHE_NAME} & {*generation}
-    if own or not decodes_compiled(model):
+    """An empty cache of fixed size, where it pays; of the last number of images alone, for a cache is large."""
+    if not uses_fixed_caches(model, generation):
         return {}
     if num_images in caches:
         caches[num_images].reset()
     else:
+        caches.clear()
         caches[num_images] = StaticCache(config=model.config, max_cache_len=model.config.n_positions)
     return {CACHE_NAME: caches[num_images]}
 
 
-__all__ = ["decodes_compiled", "draw_hidden", "image_seeds", "stream_hidden"]
+__all__ = ["draw_hidden", "image_seeds", "stream_hidden", "uses_fixed_caches"]

@@ -507,7 +507,7 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
             return False
         is_whole = cache is None
         if not is_whole:
-            # The first input to a cache, if it's no shorter than the window: a static cache gives it back padded.
+            # The first input to a cache, if it's longer than the window: a static cache gives it back padded.
             is_whole = isinstance(past_length, int) and past_length == 0 and length > self.config.sliding_window
         return is_whole and _hides_nothing(attention_mask)
 

@@ -134,7 +134,7 @@ def parallel_passes(
     max_length = model.config.n_positions + 1 if max_length is None else max_length
     processors = LogitsProcessorList() if processors is None else processors
     check_parallel_options(window, forecast, exit_layer)
-    check_processors(processors)
+    _check_processors(processors)
     _check_model(model, exit_layer)
     check_tokens("input_ids", input_ids, model.config, with_start=True)
     check_generators(generator, len(input_ids))
@@ -171,7 +171,7 @@ def check_parallel_options(window: int, forecast: str | None = None, exit_layer:
         )
 
 
-def check_processors(processors: LogitsProcessorList) -> None:
+def _check_processors(processors: LogitsProcessorList) -> None:
     """
     Raises:
         ValueError: a processor that needs to know the pixels before, which are only forecast.
@@ -248,6 +248,8 @@ class _Decoder:
             # Passes begin with the last known id.
             places = self._columns[: length - 1].expand(batch, -1)
             self._run(self._embed(places), places, length - 1, slice(None))
+            # No pass is as wide again.
+            self._span_decoders.clear()
 
     def copy_ahead(self, forecast: str) -> None:
         """Forecasts by copies of earlier ids: all that are unknown, or those that no pass has looked at."""
@@ -412,4 +414,4 @@ class _Noise:
         slot.copy_(self._waiting[place][row])
 
 
-__all__ = ["FORECASTS", "check_parallel_options", "check_processors", "parallel_decode", "parallel_passes"]
+__all__ = ["FORECASTS", "check_parallel_options", "parallel_decode", "parallel_passes"]

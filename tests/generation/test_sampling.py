@@ -477,8 +477,11 @@ def test_caches_of_fixed_size_give_the_same_images(monkeypatch, windows):
     monkeypatch.setattr(completion_igpt, "decodes_compiled", lambda model: True)
     generate = type(model).generate
 
+    sizes = []
+
     def note(*args, **kwargs):
         caches.append(kwargs.get(CACHE_NAME))
+        sizes.append(len(args[1]))
         return generate(*args, **kwargs)
 
     monkeypatch.setattr(type(model), "generate", note)
@@ -492,6 +495,11 @@ def test_caches_of_fixed_size_give_the_same_images(monkeypatch, windows):
     caches.clear()
     sample(model, 1, use_cache=False)
     assert caches == [None]
+    # Nothing is filled up where nothing is compiled.
+    caches.clear()
+    drawn = []
+    sample(model, 5, batch_size=4, parallel_window=2, progress=drawn.append)
+    assert drawn == [4, 1] and sizes[-2:] == [4, 1]
 
 
 def test_as_many_images_at_once_as_there_is_memory_for(model):

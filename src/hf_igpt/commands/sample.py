@@ -48,7 +48,7 @@ class SampleArguments:
     parallel_window: int | None = option(
         None,
         "for next-pixel models, pixels that a pass of the model looks at, forecast and checked: the same images in "
-        "fewer passes; by default every pixel has a pass of its own",
+        "fewer passes, which on a CPU take longer in all as a rule; by default every pixel has a pass of its own",
         low=1,
     )
     forecast: str | None = option(

@@ -156,7 +156,7 @@ def _fill(
     """Drawings of the given images, of shape (images, tokens), with what is hidden drawn, batch by batch."""
     import torch
 
-    from hf_igpt.completion_igpt import decodes_compiled, draw_hidden, image_seeds
+    from hf_igpt.completion_igpt import draw_hidden, image_seeds, uses_fixed_caches
 
     batch_size = default_batch_size(model) if batch_size is None else batch_size
     if len(given) < 1 or batch_size < 1 or num_samples < 1:
@@ -173,7 +173,7 @@ def _fill(
     for start in range(0, len(images), batch_size):
         numbers = np.arange(start, min(start + batch_size, len(images)))
         # A last batch that is smaller would be compiled anew, which takes longer than drawing some images twice.
-        size = batch_size if start and decodes_compiled(model) else len(numbers)
+        size = batch_size if start and uses_fixed_caches(model, generation) else len(numbers)
         padded = np.resize(numbers, size)
         tokens, mask = (torch.from_numpy(part[images[padded]]) for part in (given, hidden))
         batch_seeds = [seeds[number] for number in padded]
