@@ -78,7 +78,7 @@ _GPU_USABLE = 0.9
 _GPU_LAUNCH_SECONDS = 6e-6
 # From benchmarks/cost_model.py, which reports how far off they are on the machine it runs on.
 _CPU_SHARE = 0.9
-_CPU_HALF_WIDTH = 130
+_CPU_HALF_WIDTH = 200
 # Of every 3 bytes that a CPU's process has in training, about one is in pieces that were freed (the same benchmark).
 _CPU_USABLE = 0.65
 
