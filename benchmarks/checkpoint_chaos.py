@@ -84,7 +84,6 @@ def _run_target(name: str, *arguments: str) -> None:
 
 def verdicts(work: Path, target: str, ranks: int) -> dict[str, Any]:
     """The tool's verdict on every trial; a finished folder is judged again, not run."""
-    started = time.perf_counter()
     if any(work.glob("pt_*/result.json")):
         rows = runner.rejudge(work)
     else:
@@ -93,7 +92,6 @@ def verdicts(work: Path, target: str, ranks: int) -> dict[str, Any]:
         "runs": len(rows),
         "verdicts": dict(sorted(Counter(row.verdict for row in rows).items())),
         "trials": [f"{row.label}: {row.verdict}" for row in rows],
-        "seconds": round(time.perf_counter() - started, 1),
     }
 
 

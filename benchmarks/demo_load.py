@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/demo_load.py --output docs/results/demo-load.json
 
-Needs Linux, a checkout (users and requests are those of tests/demo) and the `demo` and `train` extras; a minute on
-2 cores. The demo is a process of its own with a next-pixel and a masked model of 8x8 pixels. Every good request brings
+Needs Linux, a checkout (users and requests are those of tests/demo) and the `demo` and `train` extras. The demo
+is a process of its own with a next-pixel and a masked model of 8x8 pixels. Every good request brings
 its own image and seed, and what is drawn is compared with what the library draws for them. The exit status is 1 if an
 answer is wrong, a bad request gets no message, the server's memory grows, or a file that nobody uploaded can be read.
 """

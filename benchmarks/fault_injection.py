@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/fault_injection.py --output outputs/fault-injection.json
 
-Needs Linux, a checkout (the trials are those of tests/training) and the `train` extra. With `--jobs 2` it takes about
-a quarter of an hour on two idle cores. Finished parts are kept beside the output: interrupted, the command goes on.
+Needs Linux, a checkout (the trials are those of tests/training) and the `train` extra.
+Finished parts are kept beside the output: interrupted, the command goes on.
 
 Every trial is a tiny run, and ends in words: "ok CHECKPOINT" (resumed from it, weights bit for bit and losses equal to
 the undisturbed run), "ok", "found" (damage), "stopped" (a bad number), or what went wrong. The same is done to

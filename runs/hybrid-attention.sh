@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What windows of attention cost in likelihood: CIFAR-10 at 16x16, 700 steps of a model of 6 blocks, with two seeds each.
-# Full attention; windows of 4 rows with a full block as every third; windows in every block. About 40 minutes on one
+# Full attention; windows of 4 rows with a full block as every third; windows in every block. One
 # CPU core. Run again, it redoes nothing that is finished. OUTPUT chooses a folder, DATASET a copy of the images.
 set -euo pipefail
 output="${OUTPUT:-outputs/hybrid-attention}"

@@ -72,6 +72,7 @@ def test_rooflines_limit_and_shares(monkeypatch):
         assert row["limit_seconds"] == pytest.approx(sum(row["limits"].values())) and row["limit_seconds"] > 0
         assert sum(row["shares"].values()) == pytest.approx(1, abs=0.2)
         assert row["shares"]["products"] > 0
+    assert rows[0]["shares"]["attention"] > 0 and rows[0]["shares"]["optimizer"] > 0
     training, features, sampling = (row["limits"] for row in rows)
     inner = 2 * 16 * 2 * 12 * 32**2  # two images, one layer after the other, forward
     assert features["products"] == pytest.approx(2 * inner / 1e9)

@@ -38,7 +38,7 @@ class TrainerOptions:
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     torch_compile: bool = option(False, "compile the model")
-    gradient_checkpointing: bool = option(False, "less memory for a quarter more time")
+    gradient_checkpointing: bool = option(False, "less memory for more time: every block runs twice forward")
     cpu_threads: int | None = option(
         None, "threads of each process on a machine without a GPU; by default its share of the cores", low=1
     )
