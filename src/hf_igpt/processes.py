@@ -1,6 +1,10 @@
 """The processes of a command."""
 
 import contextlib
+import ctypes
+import functools
+import os
+import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
@@ -11,6 +15,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 T = TypeVar("T")
+
+_PR_SET_PDEATHSIG = 1
+# The process whose forks are to die with it, while that is asked for.
+_mortal_parent: int | None = None
 
 
 def use_cpu() -> bool:
@@ -33,6 +41,37 @@ def process_state() -> "PartialState":
     return PartialState(cpu=use_cpu(), timeout=timedelta(days=1))
 
 
+@contextlib.contextmanager
+def forks_die_with_this_process() -> Iterator[None]:
+    """
+    Processes that are forked inside are killed when this one ends, however it ends. The workers of a killed pool would
+    wait for work forever. On Linux; elsewhere nothing is done.
+    """
+    global _mortal_parent
+    _watch_forks()
+    _mortal_parent = os.getpid()
+    try:
+        yield
+    finally:
+        _mortal_parent = None
+
+
+@functools.cache
+def _watch_forks() -> None:
+    # Loaded here, for a fork may not be able to.
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+
+    def in_child() -> None:
+        global _mortal_parent
+        parent, _mortal_parent = _mortal_parent, None
+        if parent is not None and prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != parent:  # ended before the call
+                os._exit(1)
+
+    os.register_at_fork(after_in_child=in_child)
+
+
 def is_sharded(model: "nn.Module") -> bool:
     """Whether each process holds a part of the model only, so that a forward pass needs all of them."""
     from torch.distributed.tensor import DTensor
@@ -42,7 +81,9 @@ def is_sharded(model: "nn.Module") -> bool:
 
 
 def on_first_process(decide: Callable[[], T]) -> T:
-    """What the first process decides, or its ValueError, on every process. All of them must call it together."""
+    """
+    What the first process decides, or its ValueError or OSError, on every process. All of them must call it together.
+    """
     from accelerate.utils import broadcast_object_list
 
     state = process_state()
@@ -50,10 +91,10 @@ def on_first_process(decide: Callable[[], T]) -> T:
     if state.is_main_process:
         try:
             outcome[0] = decide()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             outcome[0] = error
     broadcast_object_list(outcome)
-    if isinstance(outcome[0], ValueError):
+    if isinstance(outcome[0], ValueError | OSError):
         raise outcome[0]
     return outcome[0]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hf_igpt.commands import running
-from hf_igpt.commands.main import _wait
+from hf_igpt.commands.main import _launch
 from hf_igpt.storage import work_lock
 from hf_igpt.training.arguments import PretrainArguments
 from hf_igpt.training.errors import LostProcessError, TrainingInterrupted
@@ -114,10 +114,29 @@ def test_the_console_script_passes_sigterm_on_and_waits_for_the_end(tmp_path):
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    with subprocess.Popen([sys.executable, "-c", LAUNCHER, WORKER, str(tmp_path)]) as launcher:
-        threading.Thread(target=send).start()
-        assert _wait(launcher) == 143
+    threading.Thread(target=send).start()
+    assert _launch(lambda: subprocess.Popen([sys.executable, "-c", LAUNCHER, WORKER, str(tmp_path)])) == 143
     assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_launcher_that_has_started_nothing_yet_ends_with_the_signal(heeds_ctrl_c, number):
+    def start() -> subprocess.Popen:
+        launcher = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+        threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+        return launcher
+
+    started = time.monotonic()
+    assert _launch(start) == 128 + number
+    assert time.monotonic() - started < 20
+
+
+def test_a_signal_while_the_launcher_is_started_reaches_it(heeds_ctrl_c):
+    def start() -> subprocess.Popen:
+        signal.raise_signal(signal.SIGTERM)
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
+
+    assert _launch(start) == 143
 
 
 # Processes

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -61,32 +62,40 @@ def main(argv: list[str] | None = None) -> None:
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", *_launcher_flags(launcher)]
     # On a shared machine, threads that spin while they wait slow each other down tenfold.
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
-    with subprocess.Popen([*launch, "-m", f"hf_igpt.commands.{command}", *rest], env=environment) as process:
-        sys.exit(_wait(process))
+    words = [*launch, "-m", f"hf_igpt.commands.{command}", *rest]
+    sys.exit(_launch(lambda: subprocess.Popen(words, env=environment)))
 
 
-def _wait(process: subprocess.Popen) -> int:
+def _launch(start: Callable[[], subprocess.Popen]) -> int:
     """
     Exit status of the launcher. SIGTERM and Ctrl-C go on to the processes it has started, which save and end; they are
-    waited for, though the launcher may end before them. Then it is 128 and the signal, unless all went well.
+    waited for, though the launcher may end before them. One that has started none yet gets the signal itself. Then the
+    status is 128 and the signal, unless all went well.
     """
     import psutil
 
     received: list[int] = []
     workers: list[psutil.Process] = []
+    process: subprocess.Popen | None = None
 
     def pass_on(number: int, frame: object) -> None:
         received.append(number)
+        if process is None:
+            return
         with contextlib.suppress(psutil.NoSuchProcess):
-            workers.extend(psutil.Process(process.pid).children())
-            for worker in workers:
-                worker.send_signal(number)
+            launcher = psutil.Process(process.pid)
+            workers.extend(launcher.children())
+            for receiver in workers or [launcher]:
+                receiver.send_signal(number)
 
     ours = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, pass_on) for number in ours}
     try:
-        status = process.wait()
-        psutil.wait_procs(workers)
+        with start() as process:
+            if received:
+                process.send_signal(received[0])
+            status = process.wait()
+            psutil.wait_procs(workers)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

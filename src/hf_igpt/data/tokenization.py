@@ -21,6 +21,7 @@ from hf_igpt.data.columns import damage_message, damaged_row, find_image_column,
 from hf_igpt.data.sources import ImageSource
 from hf_igpt.data.token_parts import tokens_in_parts
 from hf_igpt.data.token_store import token_record, write_record
+from hf_igpt.processes import forks_die_with_this_process
 
 
 if TYPE_CHECKING:
@@ -189,14 +190,15 @@ class _Job:
             file.parent.mkdir(parents=True, exist_ok=True)
         if not isinstance(images, Dataset):
             return self._store_stream(images, function, name, file)
-        return images.map(
-            function,
-            num_proc=self.num_proc,
-            new_fingerprint=fingerprint,
-            cache_file_name=None if file is None else str(file),
-            desc=f"Tokenizing {name}",
-            **self.map_arguments(images),
-        )
+        with forks_die_with_this_process():
+            return images.map(
+                function,
+                num_proc=self.num_proc,
+                new_fingerprint=fingerprint,
+                cache_file_name=None if file is None else str(file),
+                desc=f"Tokenizing {name}",
+                **self.map_arguments(images),
+            )
 
     def _store_stream(
         self, images: "IterableDataset", function: Callable[..., dict[str, Any]], name: str, file: Path

@@ -62,6 +62,7 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
         if initial is not None:
             _check_colors(processor, initial, arguments)
         trainer = _build_trainer(arguments, initial, source, processor, tokens)
+        del initial  # weights as large as the model's own
         resumed_from = train_to_the_end(trainer)
         trainer.save_model(folder / MODEL)
         metrics = _metrics(trainer, arguments, tokens)

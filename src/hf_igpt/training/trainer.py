@@ -451,7 +451,7 @@ class IGPTTrainer(Trainer):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         optimizer, scheduler = (
-            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True, mmap=True)
             for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
         )
         sharding.load_whole_optimizer_state(self.optimizer, optimizer)
