@@ -150,5 +150,7 @@ def test_the_papers_recipes_at_higher_resolutions(name, side, parameters, batch,
     shared = ("adam_beta1", "adam_beta2", "weight_decay", "dropout", "warmup_epochs", "crop_size", "augmentation")
     at_32 = arguments_of("imagenet32-igpt-l")
     assert [getattr(arguments, field) for field in shared] == [getattr(at_32, field) for field in shared]
-    stated = re.search(r"--config_file (\S+) --num_processes (\d+)", tables.recipe_header(name)["Command"])
+    command = tables.recipe_header(name)["Command"]
+    stated = re.search(r"--config_file (\S+) --num_processes (\d+)(?: --num_machines (\d+))?", command)
     assert Path(configuration(stated[1])).is_file() and batch % int(stated[2]) == 0
+    assert int(stated[2]) / int(stated[3] or 1) <= 8, "no machine has more"

@@ -162,6 +162,20 @@ def test_kill_at_every_operation_of_a_replacement_leaves_the_old_or_the_new_fold
     assert len(found) > 10 and found == sorted(found, reverse=True) and found[0] == "old" and found[-1] == "new"
 
 
+def test_leftovers_of_one_name_alone(tmp_path):
+    names = [
+        ".partial-tokens",
+        ".removed-tokens",
+        ".partial-scratch-tokens",
+        ".partial-tokens.lock",
+        ".partial-palette",
+    ]
+    for name in names:
+        (tmp_path / name).mkdir()
+    clean_leftovers(tmp_path, "tokens")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".partial-palette", ".partial-tokens.lock"]
+
+
 def test_leftovers_of_a_kill_are_named_once_and_removed(tmp_path, caplog):
 
     def write() -> None:

@@ -38,6 +38,7 @@ MANIFEST = "manifest.json"
 LOCK = ".lock"
 CLAIM = "run.json"
 PARTIAL, REMOVED, OLD = ".partial-", ".removed-", ".old-"
+SCRATCH = f"{PARTIAL}scratch-"
 
 
 class DamagedFolderError(ValueError):
@@ -338,10 +339,16 @@ def newest_complete_checkpoint(run_folder: str | os.PathLike, needed: Sequence[s
 # The output folder of a run
 
 
-def clean_leftovers(folder: str | os.PathLike) -> None:
-    """Removes what killed runs left in a folder and names it once in a warning. Hold the folder's lock meanwhile."""
+def clean_leftovers(folder: str | os.PathLike, name: str | None = None) -> None:
+    """
+    Removes what killed runs left in a folder, or of what was to be made there under one name, and says so once in a
+    warning. Hold the lock meanwhile.
+    """
     leftovers = []
+    names = None if name is None else {f"{PARTIAL}{name}", f"{REMOVED}{name}", f"{OLD}{name}", f"{SCRATCH}{name}"}
     for path in sorted(Path(folder).iterdir()) if Path(folder).is_dir() else ():
+        if names is not None and path.name not in names:
+            continue
         if path.name.startswith(OLD) and not (final := path.with_name(path.name.removeprefix(OLD))).exists():
             logger.warning("Restoring %s, whose replacement was never finished.", final)
             path.rename(final)
@@ -423,7 +430,7 @@ def _let_go_in_forks() -> None:
 @contextlib.contextmanager
 def scratch_folder(folder: str | os.PathLike) -> Iterator[Path]:
     """An empty folder beside `folder` for what is needed to make it. Removed in the end, and at the next start."""
-    scratch = Path(folder).with_name(f"{PARTIAL}scratch-{Path(folder).name}")
+    scratch = Path(folder).with_name(f"{SCRATCH}{Path(folder).name}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     try:

@@ -103,6 +103,8 @@ def test_rates_and_where_they_are_from(tmp_path, monkeypatch):
     from_run = on(*words, "h100", "--measured_flops", str(tmp_path / "run.json"))
     assert from_run["peak_source"] == "reached by a run"
     assert (from_run["peak_flops"], from_run["utilization"]) == (3e14, 1)
+    needed = planned(*words, "h100")["flops"]["run"]
+    assert from_run["seconds"] == pytest.approx(needed / 3e14, rel=1e-3), "as long as the run it is planned from"
     write_results(tmp_path / "other.json", metrics={}, command=["x"])
     with pytest.raises(ValueError, match="has neither `metrics.machine.matmul_gflops`"):
         on(*words, "h100", "--measured_flops", str(tmp_path / "other.json"))

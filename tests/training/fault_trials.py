@@ -415,6 +415,7 @@ def _after_kill(run: Path, stage: str, make: Callable, reference: dict) -> str:
     if _digests(run / stage) != reference:
         return "other bytes"
     hidden = [path.name for path in [*run.iterdir(), *_stage_folders(run, stage)] if path.name.startswith(".")]
+    hidden += [path.name for path in run.glob("cache/**/tmp*")]
     return f"left {hidden}" if hidden else "ok"
 
 

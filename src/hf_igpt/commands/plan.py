@@ -57,8 +57,7 @@ def _main(argv: list[str] | None) -> None:
         except ValueError as error:
             if len(runs) == 1:
                 raise
-            remedy = "`--per_device_train_batch_size null` leaves a recipe's number of images at once to the plan."
-            raise ValueError(f"{name}: {error} {remedy}") from error
+            raise ValueError(f"{name}: {error}") from error
     folder = Path(first.plan_dir or f"outputs/plan/{ALL if len(runs) > 1 else plans[0]['recipe']}")
     _refuse_foreign(folder)
     check_writable(folder)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from hf_igpt.data.code_version import code_version
 from hf_igpt.processes import failing_together, on_first_process, process_state
 from hf_igpt.stages import is_finished, write_stage
-from hf_igpt.storage import scratch_folder, work_lock
+from hf_igpt.storage import clean_leftovers, scratch_folder, work_lock
 
 
 if TYPE_CHECKING:
@@ -34,8 +34,11 @@ def _one_at_a_time(prepare: Callable[Given, Made]) -> Callable[Given, Made]:
 
     @functools.wraps(prepare)
     def locked(*args: Given.args, **kwargs: Given.kwargs) -> Made:
-        folder = kwargs["folder"] if "folder" in kwargs else args[0]
-        with work_lock(folder) if process_state().is_main_process else contextlib.nullcontext():
+        folder = Path(kwargs["folder"] if "folder" in kwargs else args[0])
+        is_first = process_state().is_main_process
+        with work_lock(folder) if is_first else contextlib.nullcontext():
+            if is_first:
+                clean_leftovers(folder.parent, folder.name)
             return prepare(*args, **kwargs)
 
     return locked

@@ -4,11 +4,12 @@ A tokenized split has the column `input_ids`, a fixed-size list of small integer
 values, two above), and `label` where the images have classes.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from hf_igpt.data.sources import ImageSource
 from hf_igpt.data.token_parts import tokens_in_parts
 from hf_igpt.data.token_store import token_record, write_record
 from hf_igpt.processes import forks_die_with_this_process
+from hf_igpt.storage import work_lock
 
 
 if TYPE_CHECKING:
@@ -146,7 +148,8 @@ def _tokenize_split(images: Any, split: str, processor: Any, **settings: Any) ->
 
         tokens = tokens_in_parts(images, split, settings["is_cut_off"], fingerprint, store)
     elif stored:
-        tokens = job.store(images, split, fingerprint, _cache_file(fingerprint))
+        with _cache_file(fingerprint) as file:
+            tokens = job.store(images, split, fingerprint, file)
     else:
         tokens = job.store(images, split, None, Path(settings["stream_folder"]) / f"{split}.arrow")
         if len(tokens) == 0:
@@ -297,15 +300,23 @@ def _fingerprint(images: "Dataset", record: dict[str, Any], *settings: Any) -> s
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _cache_file(fingerprint: str) -> Path | None:
-    """Also for data held in memory, which `datasets` caches for one session only."""
+@contextlib.contextmanager
+def _cache_file(fingerprint: str) -> Iterator[Path | None]:
+    """
+    Also for data held in memory, which `datasets` caches for one session only. In a folder of its own, so that what
+    killed runs have left of it is known, and removed.
+    """
     from datasets import config, is_caching_enabled
 
     if not is_caching_enabled():
-        return None
-    folder = Path(config.HF_DATASETS_CACHE) / "hf_igpt_tokens"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{fingerprint}.arrow"
+        yield None
+        return
+    folder = Path(config.HF_DATASETS_CACHE) / "hf_igpt_tokens" / fingerprint
+    with work_lock(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("tmp*"):
+            left.unlink()
+        yield folder / "tokens.arrow"
 
 
 def _token_dtype(num_values: int) -> type[np.unsignedinteger]:

@@ -10,7 +10,7 @@ from hf_igpt.configuration_igpt import ImageGPTConfig
 from hf_igpt.data.options import grid_size
 from hf_igpt.data.sizes import KNOWN_SPLITS, known_training_images
 from hf_igpt.training.cost import executed_flops, forward_flops, parameters, training_flops
-from hf_igpt.training.devices import planned_device, resolved_precision
+from hf_igpt.training.devices import REACHED, planned_device, resolved_precision
 from hf_igpt.training.memory import TrainingSetting, cache_bytes, training_memory
 from hf_igpt.training.plan_arguments import PlanArguments
 from hf_igpt.training.pretraining import model_config
@@ -123,7 +123,10 @@ def _on_device(arguments: PlanArguments, config: ImageGPTConfig, images: int, na
     }
     if fitting is not None:
         share = per_device * accumulation
-        executed = share * executed_flops(config, fitting.gradient_checkpointing)
+        # The rate that a run has reached counts what a step needs, whatever the run computed twice.
+        is_reached = device.peak_source == REACHED
+        needed = training_flops(config)
+        executed = share * (needed if is_reached else executed_flops(config, fitting.gradient_checkpointing))
         least = device.least_step_seconds(config.num_hidden_layers, share // fitting.images)
         step = max(executed / (device.peak_flops * utilization), least)
         row["images_per_second"] = arguments.total_batch_size / step

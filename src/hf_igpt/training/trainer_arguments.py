@@ -85,7 +85,8 @@ def split_batch(arguments: "PretrainArguments | FinetuneArguments", devices: int
     if (total // devices) % per_device:
         raise ValueError(
             f"`total_batch_size` must be devices x `per_device_train_batch_size` x a whole number of accumulation "
-            f"steps, got {total} for {devices} devices with {per_device} images at once."
+            f"steps, got {total} for {devices} devices with {per_device} images at once. Give another number, or "
+            "`--per_device_train_batch_size null` for a whole step's share."
         )
     return per_device, total // devices // per_device
 
