@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,7 @@ class Harness:
 
     def __init__(self, errors: Path):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.errors = errors
         self.process = subprocess.Popen(
             [sys.executable, str(HARNESS)],
             stdin=subprocess.PIPE,
@@ -133,12 +135,16 @@ class Harness:
         self.process.stdin.write(json.dumps([part.command, folder, part.arguments]) + "\n")
         self.process.stdin.flush()
         if not (answer := self.process.stdout.readline()):
-            raise RuntimeError(f"the harness ended in {part.command} {part.arguments}")
+            end = self.errors.read_text(errors="replace")[-1000:]
+            raise RuntimeError(f"the harness ended in {part.command} {part.arguments}: {end}")
         return json.loads(answer)
 
 
 def run_parts(waiting: list[Part], jobs: int, folder: Path, finish) -> None:
-    """Runs the parts in so many harnesses; `finish` takes each part with its answer."""
+    """
+    Runs the parts in so many harnesses; `finish` takes each part with its answer. Raises the first error, once the
+    other harnesses have done what they can.
+    """
     todo: queue.SimpleQueue[Part] = queue.SimpleQueue()
     for part in waiting:
         todo.put(part)
@@ -155,11 +161,11 @@ def run_parts(waiting: list[Part], jobs: int, folder: Path, finish) -> None:
         harness.process.stdin.close()
         harness.process.wait()
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(min(jobs, len(waiting)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    count = min(jobs, len(waiting))
+    with ThreadPoolExecutor(max(count, 1)) as pool:
+        harnesses = [pool.submit(work, number) for number in range(count)]
+    for done in harnesses:
+        done.result()
 
 
 def in_words(trial: dict[str, Any]) -> str:
