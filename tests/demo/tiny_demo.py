@@ -26,9 +26,9 @@ HOSTILE = "<script>alert(1)</script>{{evil}}${evil}"
 ACCURACIES = (0.5, 0.7, 0.6)
 
 
-def write_checkpoint(folder: Path, kind: str, side: int) -> Path:
+def write_checkpoint(folder: Path, kind: str, side: int, **sizes: int) -> Path:
     """A model of that kind in `folder/model`, twelve images in `folder/tokens`, a probe in `folder/probe`."""
-    model = randomize_(HEADS[kind](tiny_config(vocab_size=NUM_COLORS + 1, image_size=[side, side])))
+    model = randomize_(HEADS[kind](tiny_config(vocab_size=NUM_COLORS + 1, image_size=[side, side], **sizes)))
     model.save_pretrained(folder / "model")
     processor = IGPTImageProcessor(size={"height": side, "width": side}, palette=PALETTE)
     processor.save_pretrained(folder / "model")
