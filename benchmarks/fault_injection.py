@@ -78,7 +78,10 @@ class Parts:
         fifth = self.trials // 5
         row = "runs killed 1 to 5 times, at random moments of training"
         for kills in range(1, 6):
-            self._add(row, OURS, "random_kills", trials=fifth, kills=kills, seed=self.seed + kills)
+            drawn = {"trials": fifth, "kills": kills, "seed": self.seed + kills}
+            self._add(f"{row}, 1 process", OURS, "random_kills", **drawn)
+            self._add(f"{row}, one of 2", OURS, "random_kills", processes=2, **drawn)
+            self._add(f"{row}, 1 process", TRAINER, "random_kills", trainer="native", **drawn | {"trials": fifth // 5})
         row = "SIGTERM or Ctrl-C at a random moment"
         for part in range(4):
             self._add(f"{row}, 1 process", OURS, "signal_trials", trials=fifth, seed=self.seed + part)
@@ -99,12 +102,16 @@ class Parts:
             self._add(row, TRAINER, "lost_process", fault=fault, trainer="native")
 
     def _data(self) -> None:
+        fifth = self.trials // 5
         stages = {"palette": "palette fitting", "tokens": "tokenization", "features": "feature extraction"}
         for stage, name in stages.items():
             row = f"kill at a random moment of {name}"
-            self._add(row, OURS, "killed_stage", stage=stage, trials=self.trials, seed=self.seed)
-        row, tokens = "kill at a random moment of tokenization in 4 processes", {"stage": "tokens"}
-        self._add(row, OURS, "killed_stage", trials=self.trials // 5, num_proc=4, seed=self.seed, **tokens)
+            self._add(f"{row}, 1 process", OURS, "killed_stage", stage=stage, trials=self.trials, seed=self.seed)
+            for part in range(5):
+                drawn = {"stage": stage, "trials": fifth, "seed": self.seed + part}
+                self._add(f"{row}, one of 2", OURS, "killed_stage", processes=2, **drawn)
+        row, tokens = "kill at a random moment of tokenization, 1 process with 4 workers", {"stage": "tokens"}
+        self._add(row, OURS, "killed_stage", trials=fifth, num_proc=4, seed=self.seed, **tokens)
         row = "two processes make the same tokens at once"
         self._add(row, OURS, "stage_made_twice", trials=self.trials // 10, seed=self.seed, **tokens)
         kinds = {"checkpoint": "a checkpoint", "tokens": "a tokenized data set", "features": "a feature cache"}

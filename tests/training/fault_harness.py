@@ -98,7 +98,8 @@ class NativeTrainer(Trainer):
     """transformers' own, resumed in its own way."""
 
     def newest_checkpoint(self) -> str | None:
-        return get_last_checkpoint(self.args.output_dir)
+        # The first process makes the folder, and the others may be here before.
+        return get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
 
 
 TRAINERS = {"ours": IGPTTrainer, "native": NativeTrainer}
@@ -161,13 +162,14 @@ def in_children(
     limit: float = LIMIT_SECONDS,
     kill_after: float | None = None,
     kill_with: int = signal.SIGKILL,
+    kill_rank: int = 0,
     kill_with_first_end: bool = False,
 ) -> list:
     """Runs each function in a child of its own, ranks of one process group if there are several.
 
     Returns (exit status, result or None) of each; the status is minus the signal for a killed child and "hung" for one
-    that had to be ended at the limit. `kill_after` sends the first child a signal after so many seconds. With
-    `kill_with_first_end` the others are killed once one has ended by itself, as launchers do.
+    that had to be ended at the limit. `kill_after` sends one child a signal after so many seconds. With
+    `kill_with_first_end` the others are killed a second after one has ended, as launchers do.
     """
     port = str(free_port())
     sys.stdout.flush()
@@ -185,7 +187,7 @@ def in_children(
         children.append((child, reader))
     if kill_after is not None:
         time.sleep(kill_after)
-        os.kill(children[0][0], kill_with)
+        os.kill(children[kill_rank][0], kill_with)
     ends = time.monotonic() + limit
     if kill_with_first_end:
         _kill_with_first_end([child for child, _ in children], ends)
@@ -195,9 +197,7 @@ def in_children(
 def _kill_with_first_end(children: list[int], ends: float) -> None:
     while time.monotonic() < ends:
         for child in children:
-            end = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            # One that was killed ends the others through their connection to it.
-            if end is not None and end.si_code == os.CLD_EXITED:
+            if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 time.sleep(1)
                 for other in children:
                     os.kill(other, signal.SIGKILL)
@@ -350,15 +350,18 @@ def crash_points(
     return {"operations": len(points), "trials": outcomes}
 
 
-def random_kills(folder: str, trials: int = 3, kills: int = 2, seed: int = 0, **arguments):
-    """Kills runs at random moments, up to `kills` times each, and lets each end.
+def random_kills(
+    folder: str, trials: int = 3, kills: int = 2, processes: int = 1, seed: int = 0, trainer: str = "ours", **arguments
+):
+    """Kills a process of runs at random moments, up to `kills` times each, and lets each end.
 
     A moment after the end kills nothing and isn't listed in "newest_at_kill".
     """
     arguments = {"max_steps": 30, "save_steps": 2, "save_total_limit": 2} | arguments
+    arguments |= {"trainer_class": TRAINERS[trainer]}
     base, generator = Path(folder), random.Random(seed)
     started = time.monotonic()
-    reference = in_children(functools.partial(train, base / "reference", **arguments))[0][1]
+    reference = run_processes(base / "reference", processes, **arguments)[0][1]
     duration = time.monotonic() - started
     outcomes = []
     for trial in range(trials):
@@ -367,10 +370,13 @@ def random_kills(folder: str, trials: int = 3, kills: int = 2, seed: int = 0, **
         for _ in range(kills):
             # Two draws, the smaller one: a run that is resumed has less left than the whole.
             moment = duration * min(generator.random(), generator.random())
-            if in_children(start, kill_after=moment)[0][0] == -signal.SIGKILL:
+            rank = generator.randrange(processes)
+            ends = in_children(*[start] * processes, kill_after=moment, kill_rank=rank, kill_with_first_end=True)
+            if ends[rank][0] == -signal.SIGKILL:
                 newest_at_kill.append(max((step for step, _ in list_checkpoints(run)), default=0))
-        status, result = in_children(start)[0]
-        problem = f"ended with {status}" if status else compare(run, result, reference)
+        ends = run_processes(run, processes, **arguments)
+        statuses = [status for status, _ in ends]
+        problem = f"ended with {statuses}" if any(statuses) else compare(run, ends[0][1], reference)
         outcomes.append({"newest_at_kill": newest_at_kill, "outcome": problem or "ok"})
         shutil.rmtree(run)
     return {"trials": outcomes}

@@ -40,6 +40,7 @@ from hf_igpt.data.sources import ImageSource
 from hf_igpt.data.token_store import load_tokens
 from hf_igpt.evaluation.feature_store import FeatureSettings, prepare_features
 from hf_igpt.image_processing_igpt import IGPTImageProcessor
+from hf_igpt.processes import process_state
 from hf_igpt.storage import MANIFEST, DamagedFolderError, list_checkpoints, verify_folder
 from hf_igpt.training import peers
 from hf_igpt.training.errors import LostProcessError, TrainingInterrupted
@@ -102,7 +103,9 @@ def _after_signal(run: Path, ends: list, number: int, processes: int, reference:
         return f"resume ended with {[status for status, _ in again]}"
     if problem := compare(run, again[0][1], reference):
         return problem
-    return f"ok: stopped with step {step} saved" if stopped else "died, its last steps lost"
+    if stopped:
+        return f"ok: stopped with step {step} saved"
+    return "ok: its last step was saved" if step == arguments["max_steps"] else "died, its last steps lost"
 
 
 # Processes that end, raise or stop answering
@@ -148,8 +151,8 @@ def lost_process(folder: str, fault: str, rank: int = 1, trainer: str = "ours", 
             return {"error": kind, "message": message, "seconds": time.monotonic() - started}
         return {"error": None}
 
-    # A launcher kills the stopped process once another has ended: here the limit does.
-    ends = in_children(start, start, limit=limit + SLACK_SECONDS, kill_with_first_end=True)
+    # A process that died ends the other one without a launcher's help.
+    ends = in_children(start, start, limit=limit + SLACK_SECONDS, kill_with_first_end=fault != "dies")
     other_status, other = ends[1 - rank]
     answer = {"statuses": [status for status, _ in ends], "newest": newest_step(base / "run"), "other": other}
     if other_status == "hung":
@@ -377,41 +380,51 @@ def _digests(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def killed_stage(folder: str, stage: str, trials: int, num_proc: int | None = None, seed: int = 0) -> dict:
-    """Kills at random moments of a stage of data, and the same again, against a stage that nobody disturbed."""
+def _make_stage(folder: Path, stage: str, **options) -> dict:
+    assert process_state().num_processes == int(os.environ.get("WORLD_SIZE", "1"))
+    return STAGES[stage](folder, **options)
+
+
+def killed_stage(
+    folder: str, stage: str, trials: int, num_proc: int | None = None, processes: int = 1, seed: int = 0
+) -> dict:
+    """Kills a process at random moments of a stage of data, and the same again, against an undisturbed stage."""
     base, generator, outcomes = Path(folder), random.Random(seed), []
-    make = functools.partial(STAGES[stage], **({"num_proc": num_proc} if num_proc else {}))
+    options = {"num_proc": num_proc} if num_proc else {}
+
+    def make(run: Path, **kill) -> list[int | str]:
+        ends = in_children(*[functools.partial(_make_stage, run, stage, **options)] * processes, **kill)
+        return [status for status, _ in ends]
+
     started = time.monotonic()
-    assert in_children(functools.partial(make, base / "reference"))[0][0] == 0
+    assert set(make(base / "reference")) == {0}
     duration = time.monotonic() - started
     reference = _digests(base / "reference" / stage)
     misses = 0
     while len(outcomes) < trials:
         run = base / f"trial-{len(outcomes)}"
-        moment = duration * generator.random()
-        if in_children(functools.partial(make, run), kill_after=moment)[0][0] != -signal.SIGKILL:
+        moment, rank = duration * generator.random(), generator.randrange(processes)
+        if make(run, kill_after=moment, kill_rank=rank, kill_with_first_end=True)[rank] != -signal.SIGKILL:
             shutil.rmtree(run)
             # The machine is faster than it was: moments past the end kill nothing.
             misses += 1
             duration *= 0.95
             continue
-        outcomes.append(
-            {"share_of_time": round(moment / duration, 3), "outcome": _after_kill(run, stage, make, reference)}
-        )
+        killed = {"share_of_time": round(moment / duration, 3)} | ({"rank": rank} if processes > 1 else {})
+        outcomes.append(killed | {"outcome": _after_kill(run, stage, make, reference)})
         shutil.rmtree(run, ignore_errors=True)
     return {"trials": outcomes, "moments_after_the_end": misses}
 
 
-def _after_kill(run: Path, stage: str, make: Callable, reference: dict) -> str:
+def _after_kill(run: Path, stage: str, make: Callable[[Path], list], reference: dict) -> str:
     finished = [path for path in _stage_folders(run, stage) if not path.name.startswith(".")]
     try:
         for path in finished:
             verify_folder(path)
     except DamagedFolderError as error:
         return f"partial: {error}"
-    status, _ = in_children(functools.partial(make, run))[0]
-    if status != 0:
-        return f"again ended with {status}"
+    if set(statuses := make(run)) != {0}:
+        return f"again ended with {statuses}"
     if _digests(run / stage) != reference:
         return "other bytes"
     hidden = [path.name for path in [*run.iterdir(), *_stage_folders(run, stage)] if path.name.startswith(".")]

@@ -196,7 +196,15 @@ def test_each_argument_that_changes_alone_is_named_unless_it_changes_no_number(t
 
 
 @pytest.mark.parametrize(
-    ("stage", "options"), [("palette", {}), ("tokens", {}), ("tokens", {"num_proc": 4}), ("features", {})]
+    ("stage", "options"),
+    [
+        ("palette", {}),
+        ("tokens", {}),
+        ("tokens", {"num_proc": 4}),
+        ("tokens", {"processes": 2}),
+        ("features", {}),
+        ("features", {"processes": 2}),
+    ],
 )
 def test_a_killed_stage_is_made_again_with_the_same_bytes(harness, tmp_path, stage, options):
     answer = harness("killed_stage", tmp_path, stage=stage, trials=1, seed=3, **options)
