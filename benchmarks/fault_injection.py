@@ -200,19 +200,18 @@ def main() -> int:
         state = {"commit": commit, "seconds": 0.0, "answers": {}}
     every = Parts(arguments.trials, arguments.seed).found
     waiting = [part for part in every if part.key not in state["answers"] and arguments.only in part.row]
-    lock = threading.Lock()
+    lock, spent = threading.Lock(), state["seconds"]
 
     def finish(part: Part, answer: dict[str, Any]) -> None:
         with lock:
             state["answers"][part.key] = answer
+            state["seconds"] = spent + time.perf_counter() - started
             write_json(kept, state)
             outcomes = Counter(trial["outcome"] for trial in answer["trials"])
             print(f"{part.row} ({part.whose}): {dict(outcomes)}", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
         run_parts(waiting, arguments.jobs, Path(folder), finish)
-    state["seconds"] += time.perf_counter() - started
-    write_json(kept, state)
     if any(part.key not in state["answers"] for part in every):
         return 0
     rows: dict[str, dict[str, Any]] = {}
