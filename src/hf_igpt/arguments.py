@@ -9,7 +9,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,16 +130,25 @@ def _drop_overridden(arguments_class: type, recipe: dict[str, Any], flags: dict[
 
 def _without_effect(arguments_class: type, given: dict[str, Any], values: dict[str, Any]) -> list[str]:
     """A problem for each field among `given` that the other `values`, or their defaults, leave without effect."""
+    names = {name for name, value in given.items() if value is not None}
+    return [
+        f"`{name}` has no effect where `{other}` is {value!r}, change one of them"
+        for name, other, value in _idle(arguments_class, names, values)
+    ]
+
+
+def _idle(arguments_class: type, names: set[str], values: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Those of the fields `names` that another one leaves without effect, with the other and its value."""
     fields = {field.name: field for field in dataclasses.fields(arguments_class)}
-    problems = []
-    for name in given.keys() & fields.keys():
+    for name in [name for name in fields if name in names]:
         other, has_effect = fields[name].metadata["only_if"] or (None, None)
-        if other not in fields or given[name] is None:
-            continue
-        value = values.get(other, _default(fields[other]))
-        if not has_effect(value):
-            problems.append(f"`{name}` has no effect where `{other}` is {value!r}, change one of them")
-    return problems
+        if other in fields and not has_effect(value := values.get(other, _default(fields[other]))):
+            yield name, other, value
+
+
+def fields_without_effect(arguments: Any) -> set[str]:
+    """Names of the fields whose `only_if` isn't met."""
+    return {name for name, _, _ in _idle(type(arguments), {*vars(arguments)}, vars(arguments))}
 
 
 def _help(field: dataclasses.Field) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_igpt.arguments import fields_without_effect
 from hf_igpt.commands import running
 from hf_igpt.commands.main import _launch
 from hf_igpt.storage import work_lock
@@ -182,14 +183,36 @@ def test_each_argument_that_changes_alone_is_named_unless_it_changes_no_number(t
         pass
     names = [field.name for field in dataclasses.fields(arguments)]
     assert CHANGEABLE - {"save_steps", "sample_steps", "num_proc"} <= {*names}
+    free = CHANGEABLE | fields_without_effect(arguments)
+    assert ("full_attention_every" in free) == (kind is PretrainArguments)
     for name in names:
         changed = dataclasses.replace(arguments)
         object.__setattr__(changed, name, "something else")
-        if name in CHANGEABLE:
+        if name in free:
             check_owner(tmp_path / "run", run_identity(changed))
         else:
             with pytest.raises(ValueError, match=rf"belongs to another run: {name} was .* is now 'something else'\."):
                 check_owner(tmp_path / "run", run_identity(changed))
+
+
+def test_a_run_of_a_version_without_an_argument_goes_on_where_that_has_no_effect(tmp_path):
+    identity = run_identity(PretrainArguments(preset="igpt-s"))
+    assert identity["hidden_size"] == "no effect"
+    older = identity | {"hidden_size": 512}
+    del older["full_attention_every"], older["attention_window_rows"]
+    with run_folder(tmp_path / "run", older):
+        pass
+    mark = (tmp_path / "run" / "run.json").read_bytes()
+    for _ in range(2):
+        with run_folder(tmp_path / "run", identity):
+            pass
+    assert (tmp_path / "run" / "run.json").read_bytes() == mark
+    windows = run_identity(PretrainArguments(preset="igpt-s", attention_window_rows=4))
+    with pytest.raises(ValueError, match="belongs to another run: attention_window_rows was None and is now 4"):
+        check_owner(tmp_path / "run", windows)
+    sizes = run_identity(PretrainArguments(hidden_size=64))
+    with pytest.raises(ValueError, match=r"run: preset was 'igpt-s' and is now None\."):
+        check_owner(tmp_path / "run", sizes)
 
 
 # Stages of data

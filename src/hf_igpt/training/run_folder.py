@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hf_igpt.arguments import fields_without_effect
 from hf_igpt.stages import describe_differences
 from hf_igpt.storage import CLAIM, check_claim, check_writable, claim_folder, folder_lock, read_json, write_json
 
@@ -39,11 +40,14 @@ CHANGEABLE = frozenset(
     }
 )
 ARGUMENTS = "arguments.json"
+# In place of the value of an argument that another one leaves without effect.
+NO_EFFECT = "no effect"
 
 
 def run_identity(arguments: Any) -> dict[str, Any]:
     """The arguments that decide what a run computes."""
-    return {name: value for name, value in dataclasses.asdict(arguments).items() if name not in CHANGEABLE}
+    values = dataclasses.asdict(arguments) | dict.fromkeys(fields_without_effect(arguments), NO_EFFECT)
+    return {name: value for name, value in values.items() if name not in CHANGEABLE}
 
 
 @contextlib.contextmanager
@@ -55,9 +59,9 @@ def run_folder(folder: str | os.PathLike, identity: dict[str, Any]) -> Iterator[
         ValueError: the folder can't be written to, another run works in it, or it belongs to one with other
             arguments; lists what differs.
     """
-    run_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     # Before anything is written: a lock file in another run's finished stage would spoil its manifest.
     check_owner(folder, identity)
+    run_id = _recorded_id(folder) or hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     check_claim(folder, run_id)
     check_writable(folder)
     with folder_lock(folder, run_id):
@@ -71,5 +75,19 @@ def check_owner(folder: str | os.PathLike, identity: dict[str, Any]) -> None:
     mark, recorded = Path(folder) / CLAIM, Path(folder) / ARGUMENTS
     if not (mark.is_file() and recorded.is_file()):
         return
-    if differences := describe_differences(read_json(recorded), identity):
+    before = read_json(recorded)
+    before = before if isinstance(before, dict) else {}
+    # What has no effect in one of them differs only where the argument that decides this does. An earlier version
+    # recorded its value, or didn't have the argument.
+    compared = {name for name in {**before, **identity} if NO_EFFECT not in (before.get(name), identity.get(name))}
+    before, now = ({name: side[name] for name in side if name in compared} for side in (before, identity))
+    if differences := describe_differences(before, now):
         raise ValueError(f"{folder} belongs to another run: {differences}. Choose another `output_dir`.")
+
+
+def _recorded_id(folder: str | os.PathLike) -> str | None:
+    """The id of the run that a folder belongs to, None where its arguments aren't recorded beside it."""
+    mark, recorded = Path(folder) / CLAIM, Path(folder) / ARGUMENTS
+    content = read_json(mark) if mark.is_file() and recorded.is_file() else None
+    run_id = content.get("run_id") if isinstance(content, dict) else None
+    return run_id if isinstance(run_id, str) else None
