@@ -113,9 +113,7 @@ def main() -> int:
     }
     results = write_results(
         arguments.output,
-        metrics={
-            name: {key: answer[key] for key in ("runs", "verdicts", "seconds")} for name, answer in found.items()
-        },
+        metrics={name: {key: answer[key] for key in ("runs", "verdicts")} for name, answer in found.items()},
         arguments={"ranks": arguments.ranks, "ckpt_chaos": metadata.version("ckpt-chaos")},
         trials={name: answer["trials"] for name, answer in found.items()},
     )
