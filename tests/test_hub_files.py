@@ -12,7 +12,7 @@ import hf_igpt
 
 
 SOURCE = Path(hf_igpt.__file__).parent
-HUB_FILES = sorted(SOURCE.glob("*_igpt.py"))
+HUB_FILES = sorted(SOURCE.glob("*_igpt*.py"))
 ALLOWED = {"numpy", "torch", "PIL", "transformers", "huggingface_hub", "safetensors"} | sys.stdlib_module_names
 # What transformers' uploader looks for, docstrings included.
 FOLLOWED = re.compile(r"^\s*(?:from\s+(\.\S*)\s+import|import\s+(\.\S*))", re.MULTILINE)
@@ -32,7 +32,7 @@ def imports_of(path: Path) -> list[tuple[int, str, list[str]]]:
 
 def test_there_are_hub_files():
     names = {path.name for path in HUB_FILES}
-    assert {"configuration_igpt.py", "modeling_igpt.py"} <= names
+    assert {"configuration_igpt.py", "modeling_igpt.py", "modeling_igpt_vqvae.py"} <= names
 
 
 @pytest.mark.parametrize("path", HUB_FILES, ids=lambda path: path.name)

@@ -74,7 +74,7 @@ import hf_igpt
 after = census()
 assert before[0], "transformers has no ImageGPT"
 assert before[0] == after[0], (before[0], after[0])
-assert set(after[1]) - set(before[1]) == {"igpt"}, set(after[1]) ^ set(before[1])
+assert set(after[1]) - set(before[1]) == {"igpt", "igpt_vqvae"}, set(after[1]) ^ set(before[1])
 """
 
 

@@ -18,6 +18,7 @@ from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPI
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_igpt import ImageGPTConfig
+from .configuration_igpt_vqvae import ImageGPTVQVAEConfig
 from .image_processing_igpt import IGPTImageProcessor
 from .modeling_igpt import (
     ImageGPTForCausalImageModeling,
@@ -25,6 +26,7 @@ from .modeling_igpt import (
     ImageGPTForMaskedImageModeling,
     ImageGPTModel,
 )
+from .modeling_igpt_vqvae import ImageGPTVQVAEModel
 from .pipeline_igpt import ImageCompletionPipeline, ImageGPTFeatureExtractionPipeline
 
 
@@ -46,6 +48,8 @@ def _register() -> None:
     AutoModelForMaskedImageModeling.register(ImageGPTConfig, ImageGPTForMaskedImageModeling)
     AutoModelForCausalImageModeling.register(ImageGPTConfig, ImageGPTForCausalImageModeling, exist_ok=True)
     AutoModelForImageClassification.register(ImageGPTConfig, ImageGPTForImageClassification, exist_ok=True)
+    AutoConfig.register("igpt_vqvae", ImageGPTVQVAEConfig)
+    AutoModel.register(ImageGPTVQVAEConfig, ImageGPTVQVAEModel)
     # For every backend key: a missing one would stay transformers' processor. `AutoImageProcessor.register` would load
     # that one first and warn that it needs torchvision.
     backends = {"pil": IGPTImageProcessor, "torchvision": IGPTImageProcessor}
@@ -80,4 +84,6 @@ __all__ = [
     "ImageGPTForImageClassification",
     "ImageGPTForMaskedImageModeling",
     "ImageGPTModel",
+    "ImageGPTVQVAEConfig",
+    "ImageGPTVQVAEModel",
 ]

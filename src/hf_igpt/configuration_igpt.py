@@ -1,10 +1,7 @@
 """Configuration of Image GPT (Chen et al., "Generative Pretraining from Pixels", ICML 2020)."""
 
 import copy
-import difflib
 import math
-import os
-import re
 from typing import Any
 
 import torch
@@ -12,9 +9,8 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
-from .config_files_igpt import named_errors, refuse_foreign_fields, refuse_large
+from .config_files_igpt import CheckedConfigMixin, named_errors, refuse_foreign_fields, require_int, require_number
 from .native_igpt import native_config_to_igpt
-from .saving_igpt import save_over
 
 
 # Section 3.3 of the paper and the head counts of openai/image-gpt's README; parameters at 32x32 with 512 colours.
@@ -51,22 +47,8 @@ MAX_LABELS = 1 << 17
 PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# Names of the class that a config may give a value all the same.
-_SETTABLE = (
-    "_attn_implementation",
-    "_experts_implementation",
-    "max_position_embeddings",
-    "model_type",
-    "n_positions",
-    "name_or_path",
-    "num_labels",
-    "output_attentions",
-    "per_layer_config",
-    "torch_dtype",
-)
 
-
-class ImageGPTConfig(PreTrainedConfig):
+class ImageGPTConfig(CheckedConfigMixin, PreTrainedConfig):
     r"""
     Configuration of the Image GPT models. The defaults are iGPT-S at 32x32 with a 512-colour palette.
 
@@ -110,6 +92,7 @@ class ImageGPTConfig(PreTrainedConfig):
     model_type = "igpt"
     # Saved with its code; so are the models and the image processor.
     _auto_class = "AutoConfig"
+    _derived_names = ("n_positions", "max_position_embeddings")
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {
         "n_embd": "hidden_size",
@@ -151,8 +134,8 @@ class ImageGPTConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any):
         self._refuse_contradicting_names(kwargs)
-        self._refuse_misspelt_names(kwargs)
-        self._refuse_taken_names(kwargs)
+        self.refuse_misspelt_names(kwargs)
+        self.refuse_taken_names(kwargs)
         self._validate_inherited(kwargs)
         n_positions = [kwargs.pop(name) for name in ("n_positions", "max_position_embeddings") if name in kwargs]
         super().__post_init__(**kwargs)
@@ -203,46 +186,6 @@ class ImageGPTConfig(PreTrainedConfig):
                 raise ValueError(f"`model_type` must be {cls.model_type!r} or 'imagegpt', got {model_type!r}.")
             return super().from_dict(cls._without_registered_pipelines(config_dict), **kwargs)
 
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict[str, Any], dict[str, Any]]:
-        """
-        As in transformers, which takes a missing file for an empty config.
-
-        Raises:
-            OSError: there is no config file.
-            ValueError: the file is JSON, but no config.
-        """
-        with named_errors(pretrained_model_name_or_path):
-            config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not isinstance(config_dict, dict):
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: the config must be a JSON object, got {config_dict!r:.50}."
-            )
-        if not config_dict:
-            raise OSError(f"{pretrained_model_name_or_path} has no config.json, or an empty one.")
-        return config_dict, kwargs
-
-    @classmethod
-    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        refuse_large(json_file)
-        return super()._dict_from_json_file(json_file)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in transformers, for both model types; an error about a field names the checkpoint too."""
-        config_dict, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
-        with named_errors(pretrained_model_name_or_path):
-            return cls.from_dict(config_dict, **kwargs)
-
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """As in transformers; a kill leaves the old file or the new one."""
-        save = super().save_pretrained
-        save_over(lambda folder: save(folder, push_to_hub, **kwargs), save_directory, re.compile(r"config\.json"))
-
-    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> "ImageGPTConfig":
-        """The config itself. transformers would take a field of a file that is named like a part of other models."""
-        return self
-
     def to_dict(self) -> dict[str, Any]:
         """As in transformers, with the whole `auto_map` and all `custom_pipelines`, whichever head is saved."""
         # Here and not above: the file imports all that pipelines need. It is saved with this one, for its import.
@@ -264,11 +207,6 @@ class ImageGPTConfig(PreTrainedConfig):
             return config_dict
         kept = {task: entry for task, entry in pipelines.items() if task not in REGISTERED_PIPELINES}
         return config_dict | {"custom_pipelines": kept}
-
-    @classmethod
-    def field_names(cls) -> list[str]:
-        """Names of the fields that Image GPT adds to transformers' base config."""
-        return [name for name in cls.__annotations__ if name in cls.__dataclass_fields__]
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -313,21 +251,6 @@ class ImageGPTConfig(PreTrainedConfig):
                     "Give one of them."
                 )
 
-    def _refuse_misspelt_names(self, kwargs: dict[str, Any]) -> None:
-        known = [*self.field_names(), *self.attribute_map, "n_positions", "max_position_embeddings"]
-        for name in kwargs:
-            if name in known:
-                continue
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
-            if close:
-                raise ValueError(f"Unknown config field {name!r}. Did you mean {close[0]!r}?")
-
-    def _refuse_taken_names(self, kwargs: dict[str, Any]) -> None:
-        """The base config sets whatever a file has, over its own methods too."""
-        for name in kwargs:
-            if hasattr(type(self), name) and name not in _SETTABLE:
-                raise ValueError(f"`{name}` is no config field: the class has a method or property of that name.")
-
     def _validate_inherited(self, kwargs: dict[str, Any]) -> None:
         """Fields that the base config takes without a look, some of them to size what it builds at once."""
         self._validate_labels(kwargs)
@@ -364,7 +287,7 @@ class ImageGPTConfig(PreTrainedConfig):
 
     def _validate_labels(self, kwargs: dict[str, Any]) -> None:
         if kwargs.get("num_labels") is not None:
-            _require_int("num_labels", kwargs["num_labels"], 1, MAX_LABELS)
+            require_int("num_labels", kwargs["num_labels"], 1, MAX_LABELS)
         else:
             kwargs.pop("num_labels", None)
         for name in ("id2label", "label2id"):
@@ -382,10 +305,10 @@ class ImageGPTConfig(PreTrainedConfig):
             raise ValueError(f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, got {self.problem_type!r}.")
 
     def _derive_grid(self, n_positions: Any) -> None:
-        _require_int("n_positions", n_positions, 1, MAX_GRID_SIDE**2)
+        require_int("n_positions", n_positions, 1, MAX_GRID_SIDE**2)
         if self.image_size is not None:
             _check_grid(self.image_size)
-            _require_int("num_channels", self.num_channels, 1, 16)
+            require_int("num_channels", self.num_channels, 1, 16)
             if n_positions != self.n_positions:
                 raise ValueError(
                     f"`n_positions` must equal height x width x num_channels = {self.n_positions}, got {n_positions}. "
@@ -405,20 +328,17 @@ class ImageGPTConfig(PreTrainedConfig):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"`{name}` must be true or false, got {getattr(self, name)!r}.")
         for name, (low, high) in _FLOAT_RANGES.items():
-            value = getattr(self, name)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or not low <= value <= high:
-                raise ValueError(f"`{name}` must be a number from {low} to {high}, got {value!r}.")
+            require_number(name, getattr(self, name), low, high)
 
     def _validate_sizes(self) -> None:
         _check_grid(self.image_size)
         if not isinstance(self.image_size, int):
             self.image_size = list(self.image_size)
-        _require_int("vocab_size", self.vocab_size, 3, MAX_VOCABULARY)
-        _require_int("num_channels", self.num_channels, 1, 16)
-        _require_int("hidden_size", self.hidden_size, 1, MAX_WIDTH)
-        _require_int("num_hidden_layers", self.num_hidden_layers, 1, MAX_LAYERS)
-        _require_int("num_attention_heads", self.num_attention_heads, 1, MAX_WIDTH)
+        require_int("vocab_size", self.vocab_size, 3, MAX_VOCABULARY)
+        require_int("num_channels", self.num_channels, 1, 16)
+        require_int("hidden_size", self.hidden_size, 1, MAX_WIDTH)
+        require_int("num_hidden_layers", self.num_hidden_layers, 1, MAX_LAYERS)
+        require_int("num_attention_heads", self.num_attention_heads, 1, MAX_WIDTH)
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 "`hidden_size` must be divisible by `num_attention_heads`, got "
@@ -426,9 +346,9 @@ class ImageGPTConfig(PreTrainedConfig):
             )
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
-        _require_int("intermediate_size", self.intermediate_size, 1, 16 * MAX_WIDTH)
+        require_int("intermediate_size", self.intermediate_size, 1, 16 * MAX_WIDTH)
         if self.pooler_layer is not None:
-            _require_int("pooler_layer", self.pooler_layer, 0, self.num_hidden_layers)
+            require_int("pooler_layer", self.pooler_layer, 0, self.num_hidden_layers)
 
     def _validate_choices(self) -> None:
         if self.bos_token_id is None:
@@ -454,7 +374,7 @@ class ImageGPTConfig(PreTrainedConfig):
     def _validate_windows(self) -> None:
         if self.sliding_window is not None:
             # transformers' cache of a window of one token drops none.
-            _require_int("sliding_window", self.sliding_window, 2, MAX_WINDOW)
+            require_int("sliding_window", self.sliding_window, 2, MAX_WINDOW)
         if self.layer_types is None:
             if self.sliding_window is not None:
                 raise ValueError(
@@ -512,12 +432,7 @@ def _check_grid(image_size: Any) -> None:
     if not isinstance(sides, list | tuple) or len(sides) not in (1, 2) or (len(sides) == 1) != (sides == [image_size]):
         raise ValueError(f"`image_size` must be an integer or [height, width], got {image_size!r}.")
     for side in sides:
-        _require_int("image_size", side, 1, MAX_GRID_SIDE)
-
-
-def _require_int(name: str, value: Any, low: int, high: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ValueError(f"`{name}` must be an integer from {low} to {high}, got {value!r}.")
+        require_int("image_size", side, 1, MAX_GRID_SIDE)
 
 
 __all__ = ["FULL", "PRESETS", "SLIDING", "ImageGPTConfig"]

@@ -58,7 +58,7 @@ from .functional_igpt import quick_gelu, recomputed_for_backward, rms_norm
 from .generation_igpt import iterative_decode
 from .losses_igpt import head_nats, masked_mean, mean_over, share, token_nats
 from .native_igpt import native_state_dict_to_igpt
-from .saving_igpt import MODEL_FILES, save_over
+from .saving_igpt import SavedOverMixin
 from .windowed_attention_igpt import attend_in_blocks
 
 
@@ -220,7 +220,7 @@ class ImageGPTBlock(GradientCheckpointingLayer):
             return hidden_states + self.dropout(self.mlp(normed, recompute))
 
 
-class ImageGPTPreTrainedModel(PreTrainedModel):
+class ImageGPTPreTrainedModel(SavedOverMixin, PreTrainedModel):
     """Loading, saving and initialisation shared by every Image GPT model."""
 
     config_class = ImageGPTConfig
@@ -347,14 +347,6 @@ class ImageGPTPreTrainedModel(PreTrainedModel):
         )
         model.config.name_or_path = str(name_or_path)
         return (model, loading_info) if output_loading_info else model
-
-    def save_pretrained(self, save_directory, is_main_process=True, *args, **kwargs):
-        """As in transformers. Over an older model a kill leaves the old one, the new one or none, never a mixture."""
-        save = super().save_pretrained
-        if not is_main_process or kwargs.get("distributed_checkpoint"):
-            save(save_directory, is_main_process, *args, **kwargs)
-        else:
-            save_over(lambda folder: save(folder, True, *args, **kwargs), save_directory, MODEL_FILES)
 
     def resize_token_embeddings(self, *args, **kwargs):
         """Refused: every id means one colour of the palette, so the vocabulary cannot grow or shrink."""

@@ -60,4 +60,16 @@ def _move(staged: Path, final: Path) -> None:
         os.replace(staged / name, final / name)
 
 
-__all__ = ["MODEL_FILES", "save_over"]
+class SavedOverMixin:
+    """Models that are saved over older ones: a kill leaves the old one, the new one or none, never a mixture."""
+
+    def save_pretrained(self, save_directory, is_main_process=True, *args, **kwargs):
+        """As in transformers. Over an older model a kill leaves the old one, the new one or none, never a mixture."""
+        save = super().save_pretrained
+        if not is_main_process or kwargs.get("distributed_checkpoint"):
+            save(save_directory, is_main_process, *args, **kwargs)
+        else:
+            save_over(lambda folder: save(folder, True, *args, **kwargs), save_directory, MODEL_FILES)
+
+
+__all__ = ["MODEL_FILES", "SavedOverMixin", "save_over"]

@@ -8,7 +8,7 @@ import hf_igpt
 
 
 PACKAGE = Path(hf_igpt.__file__).parent
-PATTERN = "*_igpt.py"
+PATTERN = "*_igpt*.py"
 
 
 def code_files(folder: str | os.PathLike) -> dict[str, str]:
