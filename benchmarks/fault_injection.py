@@ -11,10 +11,9 @@ transformers' own Trainer, resumed with its own `get_last_checkpoint`. The exit 
 """
 
 import argparse
+import contextlib
 import json
-import os
 import queue
-import subprocess
 import sys
 import tempfile
 import threading
@@ -29,7 +28,12 @@ from hf_igpt.results import git_commit, print_results, write_results
 from hf_igpt.storage import read_json, write_json
 
 
-HARNESS = Path(__file__).parents[1] / "tests" / "training" / "fault_harness.py"
+TESTS = Path(__file__).parents[1] / "tests"
+HARNESS = TESTS / "training" / "fault_harness.py"
+sys.path.append(str(TESTS))
+from line_process import line_process  # noqa: E402
+
+
 GOOD = ("ok", "found", "stopped")
 OURS, TRAINER = "ours", "Trainer"
 
@@ -122,31 +126,6 @@ class Parts:
                 self._add(row, TRAINER, "damaged_native_checkpoint", trials=self.trials, seed=self.seed)
 
 
-class Harness:
-    """A process that has imported everything and forks trials."""
-
-    def __init__(self, errors: Path):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        self.errors = errors
-        self.process = subprocess.Popen(
-            [sys.executable, str(HARNESS)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors.open("ab"),
-            env=environment,
-            text=True,
-        )
-
-    def call(self, part: Part, folder: str) -> dict[str, Any]:
-        """What the harness answers; RuntimeError if it ends."""
-        self.process.stdin.write(json.dumps([part.command, folder, part.arguments]) + "\n")
-        self.process.stdin.flush()
-        if not (answer := self.process.stdout.readline()):
-            end = self.errors.read_text(errors="replace")[-1000:]
-            raise RuntimeError(f"the harness ended in {part.command} {part.arguments}: {end}")
-        return json.loads(answer)
-
-
 def run_parts(waiting: list[Part], jobs: int, folder: Path, finish) -> None:
     """
     Runs the parts in so many harnesses; `finish` takes each part with its answer. Raises the first error, once the
@@ -157,16 +136,11 @@ def run_parts(waiting: list[Part], jobs: int, folder: Path, finish) -> None:
         todo.put(part)
 
     def work(number: int) -> None:
-        harness = Harness(folder / f"stderr-{number}")
-        while True:
-            try:
+        with line_process(HARNESS, folder / f"stderr-{number}") as ask, contextlib.suppress(queue.Empty):
+            while True:
                 part = todo.get_nowait()
-            except queue.Empty:
-                break
-            with tempfile.TemporaryDirectory(dir=folder) as place:
-                finish(part, harness.call(part, place))
-        harness.process.stdin.close()
-        harness.process.wait()
+                with tempfile.TemporaryDirectory(dir=folder) as place:
+                    finish(part, ask(part.command, place, part.arguments))
 
     count = min(jobs, len(waiting))
     with ThreadPoolExecutor(max(count, 1)) as pool:

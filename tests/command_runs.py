@@ -1,14 +1,13 @@
 """Commands in processes of their own, for the tests of commands and of what the documentation says about them."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from free_ports import free_port
+from line_process import line_process
 
 
 @dataclass
@@ -36,17 +35,10 @@ class Run:
 
 @dataclass
 class Harness:
-    process: subprocess.Popen
+    ask: Callable
     folder: Path
     count: int = 0
     outputs: dict[int, Path] = field(default_factory=dict)
-
-    def ask(self, *request) -> int:
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        assert answer, (self.folder / "harness.err").read_text()[-4000:]
-        return json.loads(answer)
 
     def start(self, command, *arguments, cwd, fault=None, environment=None) -> int:
         self.count += 1
@@ -82,17 +74,7 @@ class Harness:
 def run(tmp_path_factory):
     """Runs a command in a process of its own: `run("pretrain", "tiny.yaml", cwd=folder)` gives a `Run`."""
     folder = tmp_path_factory.mktemp("harness")
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
-    with (
-        open(folder / "harness.err", "wb") as errors,
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).parent / "commands" / "command_harness.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            env=environment,
-            text=True,
-        ) as process,
-    ):
-        yield Harness(process, folder)
-        process.stdin.close()
+    script = Path(__file__).parent / "commands" / "command_harness.py"
+    environment = {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
+    with line_process(script, folder / "harness.err", **environment) as ask:
+        yield Harness(ask, folder)

@@ -1,36 +1,13 @@
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import fault_harness
 import pytest
+from line_process import line_process
 
 
 @pytest.fixture(scope="session")
 def harness(tmp_path_factory):
-    """The process that forks trials: importing once for all of them is most of their time."""
+    """Calls a function of the process that forks trials: `harness("random_kills", folder, trials=2)`."""
     errors = tmp_path_factory.mktemp("harness") / "stderr"
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    with (
-        open(errors, "wb") as stderr,
-        subprocess.Popen(
-            [sys.executable, fault_harness.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=environment,
-            text=True,
-        ) as process,
-    ):
-
-        def call(name: str, folder: Path, **arguments):
-            process.stdin.write(json.dumps([name, str(folder), arguments]) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-            assert answer, errors.read_text()[-4000:]
-            return json.loads(answer)
-
-        yield call
-        process.stdin.close()
+    with line_process(Path(fault_harness.__file__), errors) as ask:
+        yield lambda name, folder, **arguments: ask(name, str(folder), arguments)
