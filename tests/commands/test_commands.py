@@ -19,6 +19,7 @@ from tiny_recipe import make_pixels, write_images, write_recipe
 from hf_igpt import AutoModelForCausalImageModeling, IGPTImageProcessor
 from hf_igpt.commands.main import COMMANDS, main
 from hf_igpt.data.token_store import load_tokens
+from hf_igpt.evaluation import cell_sizes
 from hf_igpt.storage import is_complete, list_checkpoints
 from hf_igpt.training.objectives import model_class
 from hf_igpt.weights import load_verified, weights_digest
@@ -269,6 +270,37 @@ def test_evaluate_scores_the_test_split(run, finished, tmp_path):
     assert "validation" in run("evaluate", "--model", "out/model", "--split", "nothing", cwd=work).cause
 
 
+def test_evaluate_counts_the_colours(run, finished, tmp_path):
+    """Digits are 17 greys and have 17 colours here: each cell holds one that occurs, as the images of train tell."""
+    work = copy_of(finished, tmp_path)
+    arguments = ["--model", "out/model", "--cpu_threads", 1]
+    uniform = run("evaluate", *arguments, cwd=work).results["metrics"]
+    of_tokens = uniform["nats_per_token"] / 3 / math.log(2)
+    assert uniform["bits_per_dim"] == pytest.approx(of_tokens + uniform["bits_per_dim_of_colors"], rel=1e-9)
+    tokens = load_tokens(work / "out/tokens")["test"].with_format("numpy")[:]["input_ids"]
+    bits = np.log2(cell_sizes(IGPTImageProcessor.from_pretrained(work / "out/model").palette))[tokens]
+    assert uniform["color_density"] == "uniform"
+    assert uniform["bits_per_dim_of_colors"] == pytest.approx(bits.mean() / 3, rel=1e-9)
+
+    ended = run("evaluate", *arguments, "--color_density", "empirical", cwd=work)
+    assert ended.status == 0, ended.stderr
+    empirical = ended.results["metrics"]
+    assert empirical["nats_per_token"] == uniform["nats_per_token"]
+    assert (empirical["color_density"], empirical["color_smoothing_from"]) == ("empirical", "validation")
+    assert empirical["bits_per_dim_of_colors"] < 0.01 < 4 < uniform["bits_per_dim_of_colors"]
+    nats = np.load(work / "out/evaluation-test-empirical/color_nats_per_image.npy", allow_pickle=False)
+    assert nats.mean() / 64 / 3 / math.log(2) == pytest.approx(empirical["bits_per_dim_of_colors"], rel=1e-9)
+    given = ["--color_density", "empirical", "--color_smoothing", 0.25, "--output_dir", "given"]
+    smooth = run("evaluate", *arguments, *given, cwd=work).results["metrics"]
+    assert (smooth["color_smoothing"], smooth["color_smoothing_from"]) == (0.25, "given")
+    assert smooth["bits_per_dim"] > empirical["bits_per_dim"]
+    write_images(work, 60)
+    others = ["--color_density", "empirical", "--output_dir", "others", "--dataset_name", "images"]
+    cause = run("evaluate", *arguments, *others, cwd=work).cause
+    assert "`dataset_name` names are needed again" in cause or "is not what the tokens were made of" in cause
+    assert not (work / "others").exists()
+
+
 def test_sample_draws_grids(run, finished, tmp_path):
     work = copy_of(finished, tmp_path)
     arguments = ["--model", "out/model", "--num_samples", 4, "--num_completions", 2, "--completions_per_image", 1]
@@ -425,6 +457,11 @@ MISTAKES = {
         (["--model", "./nothing"], "./nothing"),
         (["--model", "out/nothing"], "out/nothing is no checkpoint folder, and no model on the Hub"),
         (["--model", "out/model", "--num_masks", "4"], "`num_masks` has no effect: out/model is a next-pixel model"),
+        (["--model", "out/model", "--color_smoothing", "1"], "`color_smoothing` has no effect where `color_density`"),
+        (
+            ["--model", "out/model", "--color_density", "empirical", "--dataset_name", "./nothing"],
+            "The images that `dataset_name` names are needed again: `dataset_name` './nothing' is neither a folder",
+        ),
         (["--model", "out/model", "--tokens", "nothing"], "There are no tokens in nothing"),
         (["--model", "out/model", "--output_dir", "tiny.yaml/out"], "can't be written to"),
     ],

@@ -1,7 +1,8 @@
-"""Scores held-out images in nats per token: a next-pixel model by its exact likelihood, a masked one by its loss at a
-mask rate and by an upper bound on the negative log-likelihood; beside a uniform and a unigram model.
+"""Scores held-out images: a next-pixel model by its exact likelihood in nats per token and bits/dim, a masked one by
+its loss at a mask rate and an upper bound on the negative log-likelihood; beside a uniform and a unigram model.
 
 hf-igpt evaluate --model outputs/digits/model
+hf-igpt evaluate --model outputs/digits/model --color_density empirical
 """
 
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from hf_igpt.arguments import option, parse_arguments
 from hf_igpt.commands.running import run_command, use_cpu_threads
+from hf_igpt.evaluation.color_density import DENSITIES, EMPIRICAL, FIXED_SMOOTHING, UNIFORM
 
 
 @dataclass(kw_only=True)
@@ -21,6 +23,24 @@ class EvaluateArguments:
         None, "folder that tokenize_dataset or pretrain wrote; by default 'tokens' beside the checkpoint folder"
     )
     split: str = option("test", "split to score, once everything has been chosen on validation")
+    color_density: str | None = option(
+        None,
+        "for next-pixel models of palette tokens, how bits/dim count the colours that a token can stand for: all "
+        "equally likely, which is the default, or as frequent as in the training images, which are read again",
+        choices=DENSITIES,
+    )
+    color_smoothing: float | None = option(
+        None,
+        "what is added to the count of every colour; by default what validation images choose, where these are scored "
+        f"or there are none {FIXED_SMOOTHING}",
+        above=0,
+        only_if=("color_density", EMPIRICAL.__eq__),
+    )
+    dataset_name: str | None = option(
+        None,
+        "where the images of the tokens lie, if not where they were when the tokens were made",
+        only_if=("color_density", EMPIRICAL.__eq__),
+    )
     mask_rate: float | None = option(
         None, "for masked models, probability that a pixel is hidden in the loss; by default 0.15", above=0, high=1
     )
@@ -63,23 +83,53 @@ def _main(argv: list[str] | None) -> None:
     tokens = load_matching_tokens(arguments.tokens or beside(arguments.model, "tokens"), model, processor)
     if arguments.split not in tokens:
         raise ValueError(f"There is no split {arguments.split!r}, only {', '.join(tokens)}.")
-    folder = Path(arguments.output_dir or beside(arguments.model, f"evaluation-{arguments.split}"))
+    density = _color_density(arguments, model, processor)
+    of_colors = "-empirical" if density == EMPIRICAL else ""
+    folder = Path(arguments.output_dir or beside(arguments.model, f"evaluation-{arguments.split}{of_colors}"))
     # The baselines come from train.
     fingerprints = {name: tokens[name]._fingerprint for name in ("train", arguments.split)}
     defaults = {"mask_rate": PAPER_RATE, "num_masks": NUM_MASKS, "seed": 0}
     masks = mask_options(arguments, defaults, model.config.is_causal, arguments.model)
     made_from = {"model": digest, "split": arguments.split, "tokens": fingerprints, **masks}
+    made_from |= {"color_density": density, "color_smoothing": arguments.color_smoothing} if density else {}
     done = is_finished(folder, made_from)
     state.wait_for_everyone()
     if not done:
         if state.is_main_process:
             check_writable(folder.parent)
-        _score(arguments, model.to(state.device), tokens, folder, made_from, masks, state)
+        colors = None
+        if density == EMPIRICAL:
+            colors = _empirical_colors(arguments, tokens, processor, state)
+        _score(arguments, model.to(state.device), processor, tokens, folder, made_from, masks, colors, state)
     if state.is_main_process:
         print_results(read_results(folder))
 
 
-def _score(arguments, model, tokens, folder, made_from, masks, state) -> None:
+def _color_density(arguments, model, processor) -> str | None:
+    """How the colours are counted; None for models that say nothing of them, which can't use the option."""
+    kind = getattr(processor, "token_kind", "palette")
+    if kind == "palette" and model.config.is_causal:
+        return arguments.color_density or UNIFORM
+    if arguments.color_density is not None:
+        what = f"has {kind} tokens" if model.config.is_causal else "is a masked model"
+        raise ValueError(f"`color_density` has no effect: {arguments.model} {what}. Leave it out.")
+    return None
+
+
+def _empirical_colors(arguments, tokens, processor, state):
+    """What the colours cost, on the first process; the others wait, and end with it where it can't be had."""
+    from hf_igpt.data.token_pixels import source_of_tokens
+    from hf_igpt.evaluation.color_density import empirical_color_cost
+    from hf_igpt.processes import failing_together
+
+    with failing_together():
+        if state.is_main_process:
+            source = source_of_tokens(tokens, arguments.dataset_name)
+            return empirical_color_cost(source, tokens, processor, arguments.split, arguments.color_smoothing)
+    return None
+
+
+def _score(arguments, model, processor, tokens, folder, made_from, masks, colors, state) -> None:
     import numpy as np
     from tqdm.auto import tqdm
 
@@ -96,13 +146,16 @@ def _score(arguments, model, tokens, folder, made_from, masks, state) -> None:
         if masks:
             metrics, likelihood = masked_metrics(model, split, **masks, **options)
         else:
-            likelihood = log_likelihood(model, split, **options)
+            likelihood = log_likelihood(model, split, **options, processor=processor)
+            likelihood = likelihood if colors is None else likelihood.with_colors(colors)
             metrics = likelihood.metrics()
     if not state.is_main_process:
         return
     metrics |= baselines(tokens["train"], split, model.config.num_values)
     with staged_folder(folder, overwrite=True) as staged:
         np.save(staged / "nats_per_image.npy", likelihood.nats_per_image, allow_pickle=False)
+        if likelihood.colors is not None and likelihood.colors.nats_per_image is not None:
+            np.save(staged / "color_nats_per_image.npy", likelihood.colors.nats_per_image, allow_pickle=False)
         write_stage(staged, made_from)
         write_results(
             staged,

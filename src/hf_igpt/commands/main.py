@@ -23,7 +23,7 @@ COMMANDS = {
     "tokenize_dataset": ("turn images into tokens with a palette", False),
     "plan": ("what a pretraining run costs and where it fits, without running it", False),
     "pretrain": ("train a model from images, with a recipe", True),
-    "evaluate": ("score held-out images: nats per token, bits per pixel", True),
+    "evaluate": ("score held-out images: nats per token, bits per pixel, bits/dim", True),
     "probe": ("what a classifier can read from every layer's frozen features", True),
     "sample": ("draw images and complete held-out ones", False),
     "finetune": ("train a classifier from a checkpoint", True),

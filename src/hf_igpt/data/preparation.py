@@ -96,7 +96,7 @@ def prepare_palette(
             processor = IGPTImageProcessor(size=size, palette=fitted.palette, **crop)
             with staged_folder(folder, overwrite=True) as staged:
                 processor.save_pretrained(staged)
-                pixels = _train_pixels(source.split("train"), source, processor, skip_damaged)
+                pixels = grid_pixels(source, processor, skip_damaged=skip_damaged)
                 _draw_palette(staged, processor, pixels)
                 write_stage(staged, made_from)
                 write_results(
@@ -118,8 +118,8 @@ def _count_in_parts(source: "ImageSource", processor: "IGPTImageProcessor", skip
 
     part, first_row = part_of(source.split("train"), source.is_cut_off)
     with failing_together():
-        pixels = [] if part is None else _train_pixels(part, source, processor, skip_damaged, first_row)
-        counts = count_colors(pixels)
+        options = {"skip_damaged": skip_damaged, "first_row": first_row}
+        counts = count_colors([] if part is None else grid_pixels(source, processor, part, **options))
     state = process_state()
     if state.num_processes == 1:
         return counts
@@ -197,19 +197,31 @@ def _room_beside(folder: Path) -> Iterator[Path]:
         yield on_first_process(lambda: held.enter_context(scratch_folder(folder)))
 
 
-def _train_pixels(
-    rows: "Dataset | IterableDataset",
+def grid_pixels(
     source: "ImageSource",
     processor: "IGPTImageProcessor",
-    skip_damaged: bool,
+    rows: "Dataset | IterableDataset | None" = None,
+    split: str = "train",
+    *,
+    skip_damaged: bool = False,
     first_row: int = 0,
 ) -> Iterator["np.ndarray"]:
-    """Training images of a source at the size of the grid, uint8 of shape (height, width, 3)."""
+    """
+    Images of a source's split at the size of the grid, one by one: uint8 of shape (height, width, 3).
+
+    Args:
+        rows: a part of the split, by default all of it.
+        skip_damaged: leave out images that can't be read.
+        first_row: the number of the part's first row.
+
+    Raises:
+        ValueError: an image is damaged (names row and file).
+    """
     from datasets import Image
 
     from hf_igpt.data.columns import damage_message, damaged_row, read_image
 
-    rows = rows.select_columns([source.image_column])
+    rows = (source.split(split) if rows is None else rows).select_columns([source.image_column])
     if isinstance(rows.features[source.image_column], Image):
         rows = rows.cast_column(source.image_column, Image(decode=False))
     for number, row in enumerate(rows, first_row):
@@ -219,7 +231,7 @@ def _train_pixels(
         except (ValueError, OSError) as error:
             if skip_damaged:
                 continue
-            raise ValueError(damage_message(damaged_row("train", number, value, error))) from error
+            raise ValueError(damage_message(damaged_row(split, number, value, error))) from error
         yield pixels
 
 

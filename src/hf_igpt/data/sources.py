@@ -45,7 +45,7 @@ class ImageSource:
         hub: Name on the Hub and the commit that was read (None for a stream); None for local images.
         notes: What a reader of results must know about the splits, in words.
         image_roots: Folders a row's path may point into; bytes need none.
-        asked_for: Arguments of `load_images` that decide which images a stream gives.
+        asked_for: Arguments of `load_images` that decide which images there are in which split.
     """
 
     name: str
@@ -81,8 +81,15 @@ class ImageSource:
 
     @property
     def origin(self) -> dict[str, Any]:
-        """Where the images are from, for a results JSON."""
-        return {"name": self.name, "revision": self.revision, "hub": self.hub, "notes": list(self.notes)}
+        """Where the images are from, for a results JSON, and all that it takes to load them again."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "hub": self.hub,
+            "notes": list(self.notes),
+            "image_column": self.image_column,
+            "asked_for": self.asked_for,
+        }
 
 
 def load_images(
@@ -166,7 +173,45 @@ def load_images(
             "fold_validation": fold_validation,
             "seed": seed,
             "max_images": max_images,
+            "streaming": streaming,
         },
+    )
+
+
+def load_again(origin: dict[str, Any], dataset_name: str | None = None) -> ImageSource:
+    """The images that an `ImageSource.origin` is of, in the same splits.
+
+    Args:
+        origin: As stored tokens record it.
+        dataset_name: Where the images lie now, if not where the record says.
+
+    Raises:
+        ValueError: The record doesn't say how its splits were made, or as `load_images`.
+    """
+    if "asked_for" not in origin:
+        raise ValueError(
+            f"The tokens of {origin['name']} don't say how the images were split: an older version made them. "
+            "Tokenize the images again."
+        )
+    asked_for = origin["asked_for"]
+    train_split, validation_split, test_split = asked_for["splits"]
+    validation_fraction, test_fraction = asked_for["fractions"]
+    revision = (origin["hub"] or {}).get("revision") or origin["revision"]
+    return load_images(
+        dataset_name or origin["name"],
+        asked_for["dataset_config"],
+        image_column=origin["image_column"],
+        label_column="none",
+        train_split=train_split,
+        validation_split=validation_split,
+        test_split=test_split,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        fold_validation=asked_for["fold_validation"],
+        seed=asked_for["seed"],
+        streaming=asked_for["streaming"],
+        max_images=asked_for["max_images"],
+        revision=revision if dataset_name is None else None,
     )
 
 

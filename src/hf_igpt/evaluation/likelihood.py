@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from hf_igpt.evaluation.color_density import ColorCost, color_cost
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hf_igpt.image_processing_igpt import IGPTImageProcessor
     from hf_igpt.modeling_igpt import ImageGPTForCausalImageModeling, ImageGPTPreTrainedModel
 
 
@@ -23,11 +26,13 @@ class Likelihood:
         nats_per_image: float64 of shape (images,), in the split's order: the sum over all tokens, the first included.
         tokens_per_image: height x width x tokens per cell.
         pixels_per_image: height x width.
+        colors: what the RGB colours cost on top of the tokens; None where nobody asked.
     """
 
     nats_per_image: np.ndarray
     tokens_per_image: int
     pixels_per_image: int
+    colors: ColorCost | None = None
 
     @property
     def nats_per_token(self) -> float:
@@ -39,14 +44,63 @@ class Likelihood:
         """Bits that the tokens of one grid cell cost. Not bits/dim of the RGB image: the palette has lost some."""
         return self.nats_per_token * self.tokens_per_image / self.pixels_per_image / math.log(2)
 
-    def metrics(self) -> dict[str, float | int | None]:
-        """Figures for a results JSON. The standard error is over images, None for a single one."""
+    @property
+    def bits_per_dim(self) -> float | None:
+        """
+        Bits that the RGB image costs for each of its 3 x height x width levels, with the grid's height and width:
+        those of the tokens and those of the colours given the tokens. None where nobody asked for the colours, or
+        there is no density of them.
+        """
+        bits = self._bits_per_dim_of_images()
+        return None if bits is None else float(bits.mean())
+
+    def _bits_per_dim_of_images(self) -> np.ndarray | None:
+        if self.colors is None or self.colors.nats_per_image is None:
+            return None
+        return (self.nats_per_image + self.colors.nats_per_image) / (3 * self.pixels_per_image * math.log(2))
+
+    def with_colors(self, colors: ColorCost) -> "Likelihood":
+        """
+        The same with these costs of the colours.
+
+        Raises:
+            ValueError: they are of another number of images.
+        """
+        if colors.nats_per_image is not None and colors.nats_per_image.shape != self.nats_per_image.shape:
+            raise ValueError(
+                f"`colors` must be of the {len(self.nats_per_image)} images that were scored, got costs of shape "
+                f"{colors.nats_per_image.shape}."
+            )
+        return replace(self, colors=colors)
+
+    def metrics(self) -> dict[str, float | int | str | None]:
+        """
+        Figures for a results JSON, with bits/dim if the colours were asked for. Standard errors are over images, None
+        for a single one.
+        """
         return {
             "nats_per_token": self.nats_per_token,
             "nats_per_token_standard_error": standard_error(self.nats_per_image / self.tokens_per_image),
             "bits_per_pixel": self.bits_per_pixel,
             "num_images": len(self.nats_per_image),
             "tokens_per_image": self.tokens_per_image,
+            **self._color_metrics(),
+        }
+
+    def _color_metrics(self) -> dict[str, float | str | None]:
+        if self.colors is None:
+            return {}
+        made: dict[str, float | str | None] = {"color_density": self.colors.density}
+        if self.colors.smoothing is not None:
+            made |= {"color_smoothing": self.colors.smoothing, "color_smoothing_from": self.colors.smoothing_from}
+        if (bits := self._bits_per_dim_of_images()) is None:
+            return {"bits_per_dim": None, **made, "bits_per_dim_reason": self.colors.reason}
+        of_colors = float(self.colors.nats_per_image.mean() / (3 * self.pixels_per_image * math.log(2)))
+        return {
+            "bits_per_dim": self.bits_per_dim,
+            "bits_per_dim_standard_error": standard_error(bits),
+            "bits_per_dim_of_colors": of_colors,
+            **made,
         }
 
 
@@ -60,6 +114,8 @@ def log_likelihood(
     tokens: "Dataset | np.ndarray",
     batch_size: int = 16,
     progress: Callable[[int], None] | None = None,
+    *,
+    processor: "IGPTImageProcessor | None" = None,
 ) -> Likelihood:
     """
     Scores every image with teacher forcing; summed in float64. With several processes each scores a share, and all of
@@ -70,16 +126,19 @@ def log_likelihood(
         tokens: a tokenized split, or an integer array of shape (images, tokens) without the start token.
         batch_size: images at once on one device.
         progress: called with the number of images of each finished batch.
+        processor: the image processor that made the tokens: gives the result `bits_per_dim` too, with the colours of
+            a palette's cell equally likely. `EmpiricalColors` and `Likelihood.with_colors` do better.
 
     Raises:
-        ValueError: a masked model, no images, an empty batch, tokens outside the vocabulary, or an image whose
-            likelihood is not finite.
+        ValueError: a masked model, no images, an empty batch, tokens outside the vocabulary, an image whose
+            likelihood is not finite, or a processor that didn't make these tokens.
     """
     if not model.config.is_causal:
         raise ValueError("A masked model has no exact likelihood: use `likelihood_bound`.")
+    colors = None if processor is None else color_cost(processor, tokens)
     nats = score_images(model, tokens, _teacher_forcing, batch_size, progress)
     height, width = model.config.grid
-    return Likelihood(nats, model.config.n_positions, height * width)
+    return Likelihood(nats, model.config.n_positions, height * width, colors)
 
 
 def score_images(

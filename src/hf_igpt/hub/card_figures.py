@@ -52,6 +52,7 @@ def _likelihood(metrics: dict[str, Any], split: str) -> Iterator[Figure]:
     names = {
         "nats_per_token": "negative log-likelihood",
         "bits_per_pixel": "negative log-likelihood",
+        "bits_per_dim": f"negative log-likelihood of the RGB image, colours {metrics.get('color_density')}",
         "bound_nats_per_token": _BOUND,
         "bound_bits_per_pixel": _BOUND,
         "masked_nats_per_token": f"loss with {100 * metrics.get('mask_rate', 0):g} % of the pixels hidden",
@@ -62,7 +63,7 @@ def _likelihood(metrics: dict[str, Any], split: str) -> Iterator[Figure]:
         if (value := metrics.get(field)) is None:
             continue
         error = metrics.get(f"{field}_standard_error")
-        metric = "bits_per_pixel" if "bits" in field else "nats_per_token"
+        metric = next(name for name in ("bits_per_dim", "bits_per_pixel", "nats_per_token") if field.endswith(name))
         text = f"{value:.3f}" + (f" ± {error:.3f}" if error is not None else "")
         yield Figure(what, metric, value, text, GENERATION, split, of_model=not what.startswith("for comparison"))
 

@@ -67,9 +67,10 @@ def model_card(facts: CardFacts) -> "ModelCard":
 
 
 _NOTE = (
-    "Nats per token compare only between models of the same palette and size; bits per pixel are bits of the tokens, "
-    "not bits/dim of the RGB image. ± is the standard error over images, or the standard deviation over subsets. "
-    "Layers count from 0, the normed embeddings; layer, penalty and rate are chosen on validation."
+    "Nats per token compare only between models of the same palette and size; bits per pixel are bits of the tokens; "
+    "bits per dim are of the RGB image at the size of the grid. ± is the standard error over images, or the standard "
+    "deviation over subsets. Layers count from 0, the normed embeddings; layer, penalty and rate are chosen on "
+    "validation."
 )
 
 
