@@ -8,6 +8,7 @@ renders.
 
 import dataclasses
 import importlib
+import math
 import os
 import re
 import statistics
@@ -23,6 +24,7 @@ from hf_igpt.evaluation.features import layer_window
 from hf_igpt.results import read_results
 from hf_igpt.training.attention_windows import attention_fields
 from hf_igpt.training.cost import parameters, training_flops
+from hf_igpt.training.palette_sweep import sweep_table
 from hf_igpt.training.plan_text import plans_table
 from hf_igpt.training.throughput import training_seconds
 
@@ -47,6 +49,8 @@ LOAD_KINDS = {
     "out of range": "number out of its range",
     "path": "path on the server in place of an upload",
 }
+# Commands that take the options of pretrain beside their own.
+TAKING_PRETRAINS = ("plan", "palette_sweep")
 FINETUNED = ("digits-finetune", "digits-scratch", "cifar10-cpu-finetune", "cifar10-cpu-scratch")
 
 
@@ -486,10 +490,10 @@ def arguments_class(command: str) -> type:
 
 
 def options_table(command: str) -> str:
-    """Every option of a command, of plan those that pretrain doesn't have."""
+    """Every option of a command; of one that takes pretrain's too, those that it has of its own."""
     rows = ["| option | default | meaning |", "|---|---|---|"]
     fields = {field.name: field for field in dataclasses.fields(arguments_class(command))}
-    names = arguments_class(command).__annotations__ if command == "plan" else fields
+    names = arguments_class(command).__annotations__ if command in TAKING_PRETRAINS else fields
     for field in (fields[name] for name in names):
         is_made = field.default is dataclasses.MISSING
         default = _shown(field.default_factory() if is_made else field.default)
@@ -505,7 +509,7 @@ def commands_text() -> str:
     for command, (what, is_launched) in COMMANDS.items():
         if command != "env":
             where = " It runs on several devices." if is_launched else ""
-            where += " It takes every option of pretrain too." if command == "plan" else ""
+            where += " It takes every option of pretrain too." if command in TAKING_PRETRAINS else ""
             where += " Several processes share the work." if command in SHARED_BY_PROCESSES else ""
             parts.append(f"## {command}\n\n`hf-igpt {command}`: {what}.{where}\n\n{options_table(command)}")
     return "\n\n".join(parts)
@@ -605,6 +609,60 @@ def hybrid_attention_table() -> str:
     return "\n".join([*rows, "", note])
 
 
+def bits_per_dim_table() -> str:
+    """Bits/dim of palette models: those of the tokens, and of the colours by either density."""
+    rows = ["| images | colours | model | tokens | colours, uniform | colours, empirical | bits/dim | JSON |"]
+    rows.append("|---" * 8 + "|")
+    smoothings = []
+    for images, name, run in (
+        ("digits, 8x8", "digits", "digits"),
+        ("CIFAR-10, 16x16", "cifar10-16", "cifar10-cpu"),
+        ("CIFAR-10, 32x32", "cifar10-32", None),
+    ):
+        files = {density: f"docs/results/color-bits-{name}-{density}.json" for density in ("uniform", "empirical")}
+        found = {density: read_results(ROOT / file) for density, file in files.items()}
+        colors = {density: result["metrics"]["bits_per_dim_of_colors"] for density, result in found.items()}
+        count = round(math.exp(found["uniform"]["metrics"]["uniform_nats_per_token"]))
+        smoothings.append(f"{found['empirical']['metrics']['color_smoothing']:g}")
+        cells = "none trained | | {uniform:.3f} | {empirical:.3f} | above these".format(**colors)
+        links = [f"[{density}]({file})" for density, file in files.items()]
+        if run is not None:
+            _same_palette(run, found["uniform"])
+            tokens = read_results(RESULTS / f"{run}-test.json")["metrics"]["nats_per_token"] / math.log(2) / 3
+            sums = ", ".join(f"**{tokens + bits:.3f}** {density}" for density, bits in colors.items())
+            cells = f"`{run}` | {tokens:.3f} | {colors['uniform']:.3f} | {colors['empirical']:.3f} | {sums}"
+            links.append(f"[tokens](docs/results/{run}-test.json)")
+        rows.append(f"| {images} | {count} | {cells} | {', '.join(links)} |")
+    note = (
+        "On test images. The colours' bits don't depend on the model: [color-bits.sh](runs/color-bits.sh) measures "
+        "them with the palettes of these models. Smoothing, chosen by validation images: "
+        f"{', '.join(smoothings)} a colour, in the order of the rows."
+    )
+    return "\n".join([*rows, "", note])
+
+
+def _same_palette(run: str, colors: dict[str, Any]) -> None:
+    if (palette := read_results(RESULTS / f"{run}.json")["palette_hash"]) != colors["palette_hash"]:
+        raise ValueError(f"The colours were measured with another palette than that of {run}, {palette}.")
+
+
+def palette_sweep_table() -> str:
+    """One small model at equal FLOPs with palettes of several sizes."""
+    results = read_results(RESULTS / "palette-sweep.json")
+    rows, arguments, hardware = results["metrics"]["palettes"], results["arguments"], results["hardware"]
+    side, flops = arguments["image_size"][0], [row["training_flops"] for row in rows]
+    note = (
+        f"CIFAR-10 at {side}x{side}, at most {arguments['max_images']:,} images of a split, "
+        f"{arguments['num_hidden_layers']} blocks, {arguments['hidden_size']} wide, batches of "
+        f"{arguments['total_batch_size']}, seed {arguments['seed']}; the training FLOPs differ by at most "
+        f"{100 * (max(flops) / min(flops) - 1):.1f} %. Everything is of test images; validation chose layers, "
+        f"penalties and smoothing. {results['wall_seconds'] / 60:.0f} minutes on one of {hardware['cores']} cores of "
+        f"{hardware['cpu']}, shared with other work. [Recipe](recipes/palette-sweep-cifar10-cpu.yaml), "
+        "[JSON](docs/results/palette-sweep.json)."
+    )
+    return "\n".join([sweep_table(rows), "", note])
+
+
 def configurations_table() -> str:
     """What accelerate's configurations are for, from their headers."""
     rows = ["| `--config_file` | for | run |", "|---|---|---|"]
@@ -642,6 +700,8 @@ MARKED: dict[str, Callable[[], str]] = {
     "cost-model": cost_model_table,
     "parallel-sampling": parallel_table,
     "configurations": configurations_table,
+    "bits-per-dim": bits_per_dim_table,
+    "palette-sweep": palette_sweep_table,
     "digits-best-layer": partial(probe_accuracy, "digits", "best"),
     "digits-pixels": partial(probe_accuracy, "digits", "pixels"),
     "cifar10-cpu-best-layer": partial(probe_accuracy, "cifar10-cpu", "best"),

@@ -8,11 +8,11 @@ from docs_scripts import tables
 import hf_igpt
 from hf_igpt import ImageGPTConfig
 from hf_igpt.arguments import SHIPPED_RECIPES, load_recipe, parse_arguments, shipped_recipes
-from hf_igpt.commands import finetune, plan, probe
+from hf_igpt.commands import finetune, palette_sweep, plan, probe
 from hf_igpt.commands.main import configuration
 from hf_igpt.data.options import grid_size
 from hf_igpt.training.arguments import PretrainArguments
-from hf_igpt.training.cost import training_flops
+from hf_igpt.training.cost import parameters, training_flops
 from hf_igpt.training.objectives import model_class
 from hf_igpt.training.planning import optimizer_steps
 from hf_igpt.training.pretraining import model_config
@@ -21,7 +21,8 @@ from hf_igpt.training.pretraining import model_config
 ROOT = Path(__file__).parents[1]
 FINETUNING = [name for name in shipped_recipes() if name.endswith("-finetune")]
 PROBING = [name for name in shipped_recipes() if name.endswith("-probe")]
-NAMES = [name for name in shipped_recipes() if name not in (*FINETUNING, *PROBING)]
+SWEEPS = [name for name in shipped_recipes() if name.startswith("palette-sweep-")]
+NAMES = [name for name in shipped_recipes() if name not in (*FINETUNING, *PROBING, *SWEEPS)]
 
 
 def arguments_of(name: str) -> PretrainArguments:
@@ -51,6 +52,7 @@ def test_the_header_says_what_to_know(name):
     header = tables.recipe_header(name)
     assert tuple(header) == tables.RECIPE_HEADER and all(header.values())
     command = "finetune" if name in FINETUNING else "probe" if name in PROBING else "pretrain"
+    command = "palette_sweep" if name in SWEEPS else command
     assert re.search(rf"\b{command} {name}\b", header["Command"])
 
 
@@ -78,6 +80,22 @@ def test_recipes_of_probes():
     arguments = probe.parse(["imagenet32-probe"])
     assert (arguments.max_steps, arguments.rates("sgd")[:3]) == (1_000_000, (30, 10, 3))
     assert probe.parse(["cifar10-probe"]).labels_per_class == [4, 25, 400]
+
+
+def test_recipes_of_palette_sweeps():
+    assert {f"palette-sweep-{name}" for name in ("digits", "cifar10", "cifar10-cpu")} == set(SWEEPS)
+    for name in SWEEPS:
+        arguments = palette_sweep.parse([name])
+        assert arguments == palette_sweep.parse([str(ROOT / "recipes" / f"{name}.yaml")])
+        assert arguments.output_dir == f"outputs/{name}"
+        smallest = min(arguments.palette_sizes)
+        config = model_config(arguments, smallest, (arguments.image_size[0], arguments.image_size[0]))
+        cost = tables.recipe_header(name)["Cost"]
+        assert parameters(config) / 1e6 == pytest.approx(float(re.search(r"([\d.]+)M parameters", cost)[1]), rel=0.03)
+        flops = arguments.max_steps * arguments.total_batch_size * training_flops(config)
+        assert flops == pytest.approx(float(re.search(r"([\d.e+]+) FLOP", cost)[1]), rel=0.03)
+    # The paper's number of colours, and more than the palettes of the same images elsewhere have.
+    assert palette_sweep.parse(["palette-sweep-cifar10"]).palette_sizes == [2**power for power in range(3, 13)]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,7 @@ hf-igpt evaluate --model outputs/digits/model --color_density empirical
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from hf_igpt.arguments import option, parse_arguments
 from hf_igpt.commands.running import run_command, use_cpu_threads
@@ -68,17 +69,30 @@ def main(argv: list[str] | None = None) -> None:
 
 def _main(argv: list[str] | None) -> None:
     arguments = parse(argv)
+    from hf_igpt.results import print_results
+
+    use_cpu_threads(arguments.cpu_threads)
+    if results := evaluate(arguments):
+        print_results(results)
+
+
+def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
+    """
+    Does what `hf-igpt evaluate` does and returns the contents of results.json, nothing on the processes but the first.
+
+    Raises:
+        ValueError: bad options, tokens of another palette or size, or another evaluation in the folder.
+    """
     from hf_igpt.commands.checkpoints import beside, load_checkpoint, load_matching_tokens
     from hf_igpt.data.masking import PAPER_RATE
     from hf_igpt.data.options import mask_options
     from hf_igpt.evaluation.masked import NUM_MASKS
     from hf_igpt.processes import process_state
-    from hf_igpt.results import print_results, read_results
+    from hf_igpt.results import read_results
     from hf_igpt.stages import is_finished
     from hf_igpt.storage import check_writable
 
     state = process_state()
-    use_cpu_threads(arguments.cpu_threads)
     model, processor, digest = load_checkpoint(arguments.model)
     tokens = load_matching_tokens(arguments.tokens or beside(arguments.model, "tokens"), model, processor)
     if arguments.split not in tokens:
@@ -101,8 +115,7 @@ def _main(argv: list[str] | None) -> None:
         if density == EMPIRICAL:
             colors = _empirical_colors(arguments, tokens, processor, state)
         _score(arguments, model.to(state.device), processor, tokens, folder, made_from, masks, colors, state)
-    if state.is_main_process:
-        print_results(read_results(folder))
+    return read_results(folder) if state.is_main_process else {}
 
 
 def _color_density(arguments, model, processor) -> str | None:
@@ -163,6 +176,7 @@ def _score(arguments, model, processor, tokens, folder, made_from, masks, colors
             arguments=asdict(arguments),
             wall_seconds=time.perf_counter() - started,
             model_sha256=made_from["model"],
+            palette_hash=processor.palette_hash,
             seeds={"masks": masks["seed"]} if masks else None,
         )
 

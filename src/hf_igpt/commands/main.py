@@ -25,6 +25,7 @@ COMMANDS = {
     "pretrain": ("train a model from images, with a recipe", True),
     "evaluate": ("score held-out images: nats per token, bits per pixel, bits/dim", True),
     "probe": ("what a classifier can read from every layer's frozen features", True),
+    "palette_sweep": ("the same small model with palettes of several sizes: what a colour is worth", True),
     "sample": ("draw images and complete held-out ones", False),
     "finetune": ("train a classifier from a checkpoint", True),
     "figure": ("draw the paper's figures from results of probes and fine-tuning", False),

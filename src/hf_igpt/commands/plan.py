@@ -16,8 +16,8 @@ from hf_igpt.training.plan_arguments import PlanArguments
 
 
 ALL = "all"
-# Other commands that recipes are written for, by a field that a recipe of pretrain can't have.
-OTHERS = ("finetune", "probe")
+# Other commands that recipes are written for, by a field that a recipe of pretrain can't have; and their options.
+OTHERS = {"finetune": "FinetuneArguments", "probe": "ProbeArguments", "palette_sweep": "PaletteSweepArguments"}
 
 
 def parse(argv: list[str] | None = None) -> dict[str, PlanArguments]:
@@ -78,9 +78,8 @@ def _command_of(recipe: str) -> str:
     given = load_recipe(recipe)[0].keys()
     if given <= {field.name for field in fields(PlanArguments)}:
         return "pretrain"
-    for command in OTHERS:
-        module = importlib.import_module(f"hf_igpt.commands.{command}")
-        known = getattr(module, f"{command.capitalize()}Arguments")
+    for command, options in OTHERS.items():
+        known = getattr(importlib.import_module(f"hf_igpt.commands.{command}"), options)
         if given <= {field.name for field in fields(known)}:
             return command
     return "pretrain"

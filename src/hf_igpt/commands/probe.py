@@ -129,19 +129,29 @@ def main(argv: list[str] | None = None) -> None:
 
 def _main(argv: list[str] | None) -> None:
     arguments = parse(argv)
+    from hf_igpt.results import print_results
+
     use_cpu_threads(arguments.cpu_threads)
     for name in arguments.model:
-        _probe(name, arguments)
+        if results := probe(name, arguments):
+            print_results(results)
 
 
-def _probe(name: str, arguments: ProbeArguments) -> None:
+def probe(name: str, arguments: ProbeArguments) -> dict[str, Any]:
+    """
+    Does what `hf-igpt probe` does with one checkpoint and returns the contents of results.json, nothing on the
+    processes but the first.
+
+    Raises:
+        ValueError: bad options or data, or another probe in the folder.
+    """
     from hf_igpt.commands.checkpoints import beside, checkpoint_record, labelled_tokens, load_checkpoint
     from hf_igpt.commands.probe_job import ProbeJob
     from hf_igpt.data.classes import class_names, labels_of
     from hf_igpt.data.masking import PAPER_RATE
     from hf_igpt.evaluation.ensembles import ENSEMBLE_MASKS
     from hf_igpt.processes import process_state
-    from hf_igpt.results import print_results, read_results
+    from hf_igpt.results import read_results
     from hf_igpt.stages import is_finished
     from hf_igpt.storage import check_writable
 
@@ -172,8 +182,7 @@ def _probe(name: str, arguments: ProbeArguments) -> None:
         model.to(state.device)
         job = ProbeJob(arguments, name, model, processor, digest, tokens, labels, names, masks, folder, made_from)
         _run(job, checkpoint_record(name, model, digest), state)
-    if state.is_main_process:
-        print_results(read_results(folder))
+    return read_results(folder) if state.is_main_process else {}
 
 
 def _tokens_folder(arguments: ProbeArguments) -> str:

@@ -89,7 +89,7 @@ def prepare_palette(
         return IGPTImageProcessor.from_pretrained(folder)
     started = time.perf_counter()
     check_num_colors(num_colors)
-    counts = _count_in_parts(source, IGPTImageProcessor(size=size, **crop), skip_damaged)
+    counts = count_in_parts(source, IGPTImageProcessor(size=size, **crop), skip_damaged)
     with failing_together():
         if process_state().is_main_process:
             fitted = fit_histogram(counts, num_colors, seed)
@@ -109,8 +109,11 @@ def prepare_palette(
     return IGPTImageProcessor.from_pretrained(folder)
 
 
-def _count_in_parts(source: "ImageSource", processor: "IGPTImageProcessor", skip_damaged: bool) -> "np.ndarray":
-    """The histogram of all training images, of which each process reads a part."""
+def count_in_parts(source: "ImageSource", processor: "IGPTImageProcessor", skip_damaged: bool) -> "np.ndarray":
+    """
+    How often each colour occurs in the training images at the size of the grid, as `count_colors` gives it. All
+    processes call it together: each reads a part.
+    """
     import torch
 
     from hf_igpt.data.palette_fitting import count_colors
