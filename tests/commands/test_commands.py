@@ -290,6 +290,9 @@ def test_evaluate_counts_the_colours(run, finished, tmp_path):
     assert empirical["bits_per_dim_of_colors"] < 0.01 < 4 < uniform["bits_per_dim_of_colors"]
     nats = np.load(work / "out/evaluation-test-empirical/color_nats_per_image.npy", allow_pickle=False)
     assert nats.mean() / 64 / 3 / math.log(2) == pytest.approx(empirical["bits_per_dim_of_colors"], rel=1e-9)
+    together = ["--color_density", "empirical", "--output_dir", "both"]
+    both = run.on_two_processes("evaluate", *arguments, *together, cwd=work).results["metrics"]
+    assert both["bits_per_dim"] == pytest.approx(empirical["bits_per_dim"], rel=1e-6)
     given = ["--color_density", "empirical", "--color_smoothing", 0.25, "--output_dir", "given"]
     smooth = run("evaluate", *arguments, *given, cwd=work).results["metrics"]
     assert (smooth["color_smoothing"], smooth["color_smoothing_from"]) == (0.25, "given")
