@@ -36,7 +36,6 @@ SETTINGS = [
     ("fixed_point", 16),
     ("fixed_point", 32),
     ("above", 8),
-    ("repeat", 8),
     ("shallow_exit", 4),
 ]
 
@@ -120,7 +119,7 @@ def pass_costs(device: str, repeats: int, clock: Callable[[], float]) -> dict[st
     costs = {"1": length - 1}
     for window in (4, 8, 16):
         # Copies are hardly ever right here: about a pass for every pixel.
-        options = {"forecast": "repeat", "max_length": length}
+        options = {"forecast": "above", "max_length": length}
         works[str(window)] = drawer(model, 1, 1, parallel_window=window, **options)
         costs[str(window)] = sum(
             1 for _ in parallel_passes(model, start, window, generator=sources(model, range(1)), **options)

@@ -21,6 +21,7 @@ from hf_igpt.arguments import SHIPPED_RECIPES, shipped_recipes
 from hf_igpt.commands.main import COMMANDS, CONFIGURATIONS, SHARED_BY_PROCESSES
 from hf_igpt.configuration_igpt import ImageGPTConfig
 from hf_igpt.evaluation.features import layer_window
+from hf_igpt.parallel_decoding_igpt import FORECASTS
 from hf_igpt.results import read_results
 from hf_igpt.training.attention_windows import attention_fields
 from hf_igpt.training.cost import parameters, training_flops
@@ -285,7 +286,7 @@ def parallel_table() -> str:
         name = checkpoint.split("/")[1]
         for batch, settings in model["batches"].items():
             for setting, row in settings.items():
-                if setting in ("transformers' loop", "one by one"):
+                if setting.split(",")[0] not in FORECASTS:
                     continue
                 ratios = " | ".join(f"{ratio:.2f}" for ratio in row["times_faster"].values())
                 rows.append(

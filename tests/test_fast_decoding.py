@@ -1,5 +1,7 @@
 """The loop for CPUs: tokens as of transformers' loop, what of `generate` it takes on, and what it leaves."""
 
+import weakref
+
 import pytest
 import torch
 from test_generation import assert_images, generators, prefix
@@ -233,6 +235,16 @@ def test_going_on_copies_nothing():
     assert addresses[0] == addresses[1]
 
 
+def test_memory_goes_with_the_keys_whose_place_others_take():
+    model = tiny_causal()
+    cache = model.generate(prefix(model, 3), max_length=7, return_dict_in_generate=True)[CACHE_NAME]
+    memories = [weakref.ref(layer.keys.decoding_memory) for layer in cache.layers]
+    assert all(memory() is not None for memory in memories)
+    model(input_ids=torch.zeros(2, 1, dtype=torch.long), **{CACHE_NAME: cache})
+    assert cache.get_seq_length() == 7
+    assert all(memory() is None for memory in memories)
+
+
 @pytest.mark.parametrize("windows", [{}, WINDOWED], ids=str)
 def test_images_that_are_streamed_row_by_row_are_begun_once(fast_calls, monkeypatch, windows):
     model, loads = tiny_causal(**windows), []
@@ -248,7 +260,7 @@ def test_windowed_blocks_have_memory_for_two_windows_only():
     model = tiny_causal(**WINDOWED)
     start = model.generate(prefix(model, 3), max_length=9, return_dict_in_generate=True)
     windowed, full = start[CACHE_NAME].layers
-    assert windowed.decoding_memory.values.shape == (2, 3, 6, 8)
+    assert windowed.keys.decoding_memory.values.shape == (2, 3, 6, 8)
     assert windowed.keys.shape[2] == 2 and windowed.get_seq_length() == 8
     assert full.keys.shape[2] == full.get_seq_length() == 8
 

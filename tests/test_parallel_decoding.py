@@ -195,8 +195,8 @@ def test_predictable_models_take_few_passes():
         # What leaves the first layer is what leaves the last.
         assert count_passes(model, ids, 5, "shallow_exit", **options) == 4
     # The first pass finds the first pixel; from then on all forecasts are right.
-    assert count_passes(copying, ids, 4, "repeat", **options) == 6
-    assert count_passes(copying, ids, 40, "repeat", **options) == 2
+    assert count_passes(copying, ids, 4, "above", **options) == 6
+    assert count_passes(copying, ids, 40, "above", **options) == 2
     # One pass is enough for what doesn't depend on other pixels, the next one confirms it.
     assert count_passes(placing, ids, 40, "fixed_point", **options) == 2
     # Where every pixel depends on the one before, iteration hands a wrong value on.
@@ -258,7 +258,7 @@ def test_samples_and_completions(model):
         ({"parallel_window": 0}, "`parallel_window` must be a whole number of at least 1, got 0"),
         ({"parallel_window": True}, "at least 1, got True"),
         ({"parallel_window": 2.0}, "at least 1, got 2.0"),
-        ({"parallel_window": 4, "forecast": "guess"}, "fixed_point, above, repeat, shallow_exit, got 'guess'"),
+        ({"parallel_window": 4, "forecast": "guess"}, "fixed_point, above, shallow_exit, got 'guess'"),
         ({"forecast": "above"}, "no effect without `parallel_window`"),
         ({"exit_layer": 1}, "no effect without `parallel_window`"),
         ({"parallel_window": 4, "exit_layer": 1}, 'no effect with forecast="fixed_point"'),

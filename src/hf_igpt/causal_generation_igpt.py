@@ -60,8 +60,8 @@ class ImageGenerationMixin:
             parallel_window: pixels that one pass of the model looks at, which are forecast and checked. The images
                 are the same, up to rounding, in fewer passes, which on a CPU take longer in all as a rule; see
                 [`parallel_decode`]. By default each pixel has a pass of its own.
-            forecast: with `parallel_window`, how pixels are forecast: "fixed_point" (the default), "above", "repeat"
-                or "shallow_exit".
+            forecast: with `parallel_window`, how pixels are forecast: "fixed_point" (the default), "above" or
+                "shallow_exit".
             exit_layer: with "shallow_exit", how many layers draw the forecast; by default a quarter of them.
 
         Raises:

@@ -186,7 +186,7 @@ def _start(
 ) -> tuple["TokenDecoder", torch.FloatTensor]:
     """A decoder that has seen all ids, and the logits after the last of them."""
     cached = cache.get_seq_length()
-    memories = [getattr(layer, "decoding_memory", None) for layer in cache.layers]
+    memories = [getattr(layer.keys, "decoding_memory", None) for layer in cache.layers]
     goes_on = all(
         memory is not None and memory.goes_on_from(layer, room)
         for layer, memory in zip(cache.layers, memories, strict=True)
@@ -269,13 +269,14 @@ class LayerMemory:
         layer.values = self.values[:, :, start : self.end]
         if layer.is_sliding:
             layer.cumulative_length = self.seen
-        layer.decoding_memory = self
-        self._shown = layer.keys, layer.values
+        # Goes with the keys, when something else takes their place.
+        layer.keys.decoding_memory = self
+        self._shown = layer.values
 
     def goes_on_from(self, layer: DynamicLayer, room: int) -> bool:
         """Whether the layer is as `show_in` left it, and there is room for as many tokens in all."""
-        is_as_left = layer.keys is self._shown[0] and layer.values is self._shown[1]
-        return is_as_left and layer.get_seq_length() == self.seen and (self.is_endless or self.room >= room)
+        is_as_left = layer.values is self._shown and layer.get_seq_length() == self.seen
+        return is_as_left and (self.is_endless or self.room >= room)
 
 
 class _BlockWeights(NamedTuple):

@@ -43,7 +43,7 @@ from .generation_igpt import (
 )
 
 
-FORECASTS = ("fixed_point", "above", "repeat", "shallow_exit")
+FORECASTS = ("fixed_point", "above", "shallow_exit")
 # They look at the logits of one pixel at a time.
 _PROCESSORS = (
     EpsilonLogitsWarper,
@@ -87,7 +87,7 @@ def parallel_decode(
         window: pixels that a pass looks at, W. 1 draws pixel by pixel.
         forecast: what is put in for the pixels ahead. "fixed_point", the default: what the last pass gave for them, a
             step of Jacobi's iteration, and the pixel above where no pass has looked yet. "above": the pixel above.
-            "repeat": the pixel on the left. "shallow_exit": drawn one after the other, with the same noise, from the
+            "shallow_exit": drawn one after the other, with the same noise, from the
             output of the first layers through the final norm and the head; the pass goes on from there, so that no
             layer runs twice.
         exit_layer: with "shallow_exit", how many layers draw the forecast; by default a quarter of them.
@@ -260,9 +260,8 @@ class _Decoder:
         places = known + self._columns[: self.window - 1]
         # As many steps back as lead to something that isn't itself to be filled in.
         source = places - ((places - first) // self._left + 1) * self._left
-        if forecast != "repeat":
-            higher = places - ((places - first) // self._above + 1) * self._above
-            source = higher.where(higher > 0, source)
+        higher = places - ((places - first) // self._above + 1) * self._above
+        source = higher.where(higher > 0, source)
         copied = self._get(source.clamp(min=0)).where(source > 0, 0)
         self._put(places, copied.where(places >= first, self._get(places)))
 
@@ -345,7 +344,10 @@ class _Decoder:
 
 
 class _RaggedCache:
-    """Keys and values of images that are known up to ids of their own: what is written stands at its place."""
+    """
+    Keys and values of images that are known up to ids of their own: what is written stands at its place. It has room
+    for the whole sequence in windowed layers too, for what an image's window is differs from image to image.
+    """
 
     def __init__(self, length: int):
         self.length = length

@@ -53,9 +53,9 @@ class SampleArguments:
     )
     forecast: str | None = option(
         None,
-        "how they are forecast: what the pass before gave, the pixel above, the one on the left, or what the first "
-        "layers draw; by default fixed_point",
-        choices=("fixed_point", "above", "repeat", "shallow_exit"),
+        "how they are forecast: what the pass before gave, the pixel above, or what the first layers draw; by default "
+        "fixed_point",
+        choices=("fixed_point", "above", "shallow_exit"),
         only_if=("parallel_window", bool),
     )
     exit_layer: int | None = option(
