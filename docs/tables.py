@@ -232,7 +232,7 @@ def faults_table() -> str:
 def _ended_well(cell: dict[str, Any] | None) -> str:
     if cell is None:
         return ""
-    seconds = f", within {cell['longest_seconds']:.0f} s" if "longest_seconds" in cell else ""
+    seconds = f", within {cell['longest_seconds']:.1f} s" if "longest_seconds" in cell else ""
     share = f"{cell['good']} of {cell['trials']}{seconds}"
     return f"**{share}**" if cell["good"] == cell["trials"] else share
 

@@ -404,14 +404,17 @@ def killed_stage(
     while len(outcomes) < trials:
         run = base / f"trial-{len(outcomes)}"
         moment, rank = duration * generator.random(), generator.randrange(processes)
-        if make(run, kill_after=moment, kill_rank=rank, kill_with_first_end=True)[rank] != -signal.SIGKILL:
+        status = make(run, kill_after=moment, kill_rank=rank, kill_with_first_end=True)[rank]
+        if status == 0:
             shutil.rmtree(run)
             # The machine is faster than it was: moments past the end kill nothing.
             misses += 1
             duration *= 0.95
             continue
         killed = {"share_of_time": round(moment / duration, 3)} | ({"rank": rank} if processes > 1 else {})
-        outcomes.append(killed | {"outcome": _after_kill(run, stage, make, reference)})
+        was_killed = status == -signal.SIGKILL
+        result = _after_kill(run, stage, make, reference) if was_killed else f"not killed, but ended with {status}"
+        outcomes.append(killed | {"outcome": result})
         shutil.rmtree(run, ignore_errors=True)
     return {"trials": outcomes, "moments_after_the_end": misses}
 
