@@ -8,6 +8,7 @@ import argparse
 import statistics
 from typing import Any
 
+from hf_igpt.data.options import token_layout
 from hf_igpt.results import read_results, write_results
 from hf_igpt.training.arguments import PretrainArguments
 from hf_igpt.training.cost import training_flops
@@ -27,8 +28,7 @@ def attention_of(arguments: dict[str, Any]) -> str:
 
 def flops_of(arguments: dict[str, Any]) -> int:
     options = PretrainArguments(**arguments)
-    height, width = options.image_size[0], options.image_size[-1]
-    return training_flops(model_config(options, options.num_colors, (height, width)))
+    return training_flops(model_config(options, token_layout(options)))
 
 
 def draw(rows: dict[str, dict[str, Any]], path: str) -> None:

@@ -21,7 +21,7 @@ ALIASES = {
     "layer_norm_epsilon": "layer_norm_eps",
 }
 OVERRIDES = {
-    "vocab_size": 17,
+    "vocab_size": 257,
     "image_size": [3, 5],
     "num_channels": 3,
     "hidden_size": 64,
@@ -45,6 +45,7 @@ OVERRIDES = {
     "use_cache": False,
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     "sliding_window": 10,
+    "token_kind": "rgb",
 }
 
 

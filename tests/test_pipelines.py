@@ -509,8 +509,10 @@ def test_models_that_draw_nothing(models, processor, head):
 def test_parts_that_do_not_belong_together(models, processor, pipeline_class):
     palette = processor.palette
     wrong = {
-        "9 colours on a grid of": IGPTImageProcessor(size={"height": 3, "width": 4}, palette=palette[:9]),
-        r"on a grid of \(4, 3\)": IGPTImageProcessor(size={"height": 4, "width": 3}, palette=palette),
+        "tokens of 9 values on a grid of 3 x 4": IGPTImageProcessor(
+            size={"height": 3, "width": 4}, palette=palette[:9]
+        ),
+        "on a grid of 4 x 3": IGPTImageProcessor(size={"height": 4, "width": 3}, palette=palette),
         "no `palette` yet": IGPTImageProcessor(size={"height": 3, "width": 4}),
         "must be the IGPTImageProcessor that belongs to the model, got NoneType": None,
     }

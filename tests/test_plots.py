@@ -103,7 +103,7 @@ def test_a_swatch_holds_every_colour_from_dark_to_bright(num_colors):
 def test_colours_before_and_after_stand_above_each_other():
     """Also in a last row that isn't full."""
     originals, quantized = drawn(5, 4, 4), drawn(5, 4, 4, seed=1)
-    grid = quantization_grid(originals, quantized, 7, columns=3)
+    grid = quantization_grid(originals, quantized, "7 colours", columns=3)
     for number in range(5):
         block, column = divmod(number, 3)
         for row, images in ((2 * block, originals), (2 * block + 1, quantized)):
@@ -117,8 +117,8 @@ def test_the_psnr_of_the_title(monkeypatch):
     draw = "PIL.ImageDraw.ImageDraw.text"
     monkeypatch.setattr(draw, lambda self, position, text, **options: texts.append(text))
     black, grey = Image.new("RGB", (2, 2)), Image.new("RGB", (2, 2), (10, 10, 10))
-    quantization_grid([black], [grey], 16)
-    quantization_grid([grey], [grey], 512)
+    quantization_grid([black], [grey], "16 colours")
+    quantization_grid([grey], [grey], "512 colours")
     assert texts == [
         f"above: original, below: 16 colours, PSNR of these images {20 * math.log10(25.5):.1f} dB",
         "above: original, below: 512 colours, PSNR of these images exact",

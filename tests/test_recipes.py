@@ -10,7 +10,7 @@ from hf_igpt import ImageGPTConfig
 from hf_igpt.arguments import SHIPPED_RECIPES, load_recipe, parse_arguments, shipped_recipes
 from hf_igpt.commands import finetune, palette_sweep, plan, probe
 from hf_igpt.commands.main import configuration
-from hf_igpt.data.options import grid_size
+from hf_igpt.data.options import token_layout
 from hf_igpt.training.arguments import PretrainArguments
 from hf_igpt.training.cost import parameters, training_flops
 from hf_igpt.training.objectives import model_class
@@ -101,13 +101,13 @@ def test_recipes_of_palette_sweeps():
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_and_its_cost(name):
     arguments = arguments_of(name)
-    size = grid_size(arguments)
-    config = model_config(arguments, arguments.num_colors, (size["height"], size["width"]))
+    layout = token_layout(arguments)
+    config = model_config(arguments, layout)
     with torch.device("meta"):
         model = model_class(config)(config)
     assert config.is_causal != name.endswith(("masked", "masked-cpu"))
     parameters = model.num_parameters()
-    assert config.num_values == arguments.num_colors and config.grid == (size["height"], size["width"])
+    assert (config.num_values, config.grid, config.token_kind) == (layout.num_values, layout.grid, layout.token_kind)
     cost = tables.recipe_header(name).get("Cost", "")
     if stated := re.search(r"([\d.]+)([MB]) parameters", cost):
         assert parameters / {"M": 1e6, "B": 1e9}[stated[2]] == pytest.approx(float(stated[1]), rel=0.02)
@@ -124,7 +124,7 @@ def test_the_model_and_its_cost(name):
 
 def test_a_pixel_at_64_by_64_costs_at_most_half_more_than_one_at_32_by_32():
     arguments = arguments_of("imagenet64-igpt-s-windows")
-    windowed, whole = model_config(arguments, 512, (64, 64)), ImageGPTConfig.from_preset("igpt-s")
+    windowed, whole = model_config(arguments, token_layout(arguments)), ImageGPTConfig.from_preset("igpt-s")
     per_pixel = [training_flops(config) / config.n_positions for config in (windowed, whole)]
     assert (windowed.hidden_size, windowed.num_hidden_layers) == (whole.hidden_size, whole.num_hidden_layers)
     stated = float(re.search(r"([\d.]+) times", tables.recipe_header("imagenet64-igpt-s-windows")["Paper row"])[1])
@@ -138,7 +138,7 @@ def test_the_papers_recipes(name, parameters, objective):
     """Sizes of table 1, schedule of §3.3: Adam (0.9, 0.95), batch 128, a million steps, no weight decay or dropout."""
     suffix = "-masked" if objective == "masked" else ""
     arguments = arguments_of(f"imagenet32-igpt-{name}{suffix}")
-    config = model_config(arguments, 512, (32, 32))
+    config = model_config(arguments, token_layout(arguments))
     with torch.device("meta"):
         model = model_class(config)(config)
     assert (arguments.objective, arguments.mask_rate) == (objective, 0.15)
@@ -160,7 +160,7 @@ def test_the_papers_recipes(name, parameters, objective):
 def test_the_papers_recipes_at_higher_resolutions(name, side, parameters, batch, steps, rate):
     """Tables 2 and 5; they are launched in shards, by a configuration that is there."""
     arguments = arguments_of(name)
-    config = model_config(arguments, 512, (side, side))
+    config = model_config(arguments, token_layout(arguments))
     with torch.device("meta"):
         assert model_class(config)(config).num_parameters() == pytest.approx(parameters, rel=0.001)
     assert arguments.image_size == [side] and config.is_causal

@@ -67,14 +67,21 @@ def check_mask(bool_masked_pos: torch.BoolTensor, shape: torch.Size, config: Ima
 def check_processor(image_processor: Any, config: ImageGPTConfig) -> None:
     """
     Raises:
-        ValueError: an image processor whose palette or grid is not that of the model's tokens.
+        ValueError: an image processor whose tokens or grid are not the model's.
     """
-    palette, grid = image_processor.num_colors, image_processor.grid
-    if palette != config.num_values or grid != config.grid:
+    theirs = _layout(image_processor, config.token_kind and image_processor.token_kind)
+    ours = _layout(config, config.token_kind)
+    if theirs != ours:
         raise ValueError(
-            f"the palette has {palette} colours on a grid of {grid}, but the model {config.num_values} values on "
-            f"{config.grid}. They are not of one checkpoint: load both from the same."
+            f"the image processor makes {theirs}, but the model has {ours}. They are not of one checkpoint: load both "
+            "from the same."
         )
+
+
+def _layout(owner: Any, kind: str | None) -> str:
+    (height, width), channels = owner.grid, owner.num_channels
+    a_cell = "" if channels == 1 else f", {channels} a cell"
+    return f"{f'{kind} ' if kind else ''}tokens of {owner.num_values} values on a grid of {height} x {width}{a_cell}"
 
 
 __all__ = ["check_mask", "check_processor", "check_tokens"]

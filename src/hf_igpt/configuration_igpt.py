@@ -11,6 +11,7 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .config_files_igpt import CheckedConfigMixin, named_errors, refuse_foreign_fields, require_int, require_number
 from .native_igpt import native_config_to_igpt
+from .token_kinds_igpt import CHANNELS, KINDS, LEVELS, RGB
 
 
 # Section 3.3 of the paper and the head counts of openai/image-gpt's README; parameters at 32x32 with 512 colours.
@@ -56,6 +57,8 @@ class ImageGPTConfig(CheckedConfigMixin, PreTrainedConfig):
         vocab_size (`int`, defaults to 513): token values plus one. The last id is the start of sequence.
         image_size (`int` or `[int, int]`, defaults to 32): side, or height and width, of the token grid.
         num_channels (`int`, defaults to 1): tokens per grid cell: 1 for a palette or codes, 3 for RGB.
+        token_kind (`str`, *optional*): what the tokens are: `"palette"`, `"rgb"` or `"vqvae"`, as in the image
+            processor. Not given, nothing is known of them.
         hidden_size (`int`, defaults to 512): width of the residual stream (`n_embd`).
         num_hidden_layers (`int`, defaults to 24): number of blocks (`n_layer`).
         num_attention_heads (`int`, defaults to 8): attention heads in a block (`n_head`).
@@ -106,6 +109,7 @@ class ImageGPTConfig(CheckedConfigMixin, PreTrainedConfig):
     vocab_size: int = 513
     image_size: int | list[int] | tuple[int, int] | None = None
     num_channels: int = 1
+    token_kind: str | None = None
     hidden_size: int = 512
     num_hidden_layers: int = 24
     num_attention_heads: int = 8
@@ -367,9 +371,22 @@ class ImageGPTConfig(CheckedConfigMixin, PreTrainedConfig):
             raise ValueError(
                 "`tie_word_embeddings` must be False: the output head has one row fewer than the token embedding."
             )
+        self._validate_kind()
         if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}.")
         self._validate_windows()
+
+    def _validate_kind(self) -> None:
+        if self.token_kind is None:
+            return
+        if self.token_kind not in KINDS:
+            raise ValueError(f"`token_kind` must be one of {', '.join(KINDS)}, got {self.token_kind!r}.")
+        channels, values = CHANNELS[self.token_kind], LEVELS if self.token_kind == RGB else self.num_values
+        if self.num_channels != channels or self.num_values != values:
+            raise ValueError(
+                f"`token_kind` {self.token_kind!r} has {channels} tokens a cell of {values} values: `num_channels` "
+                f"must be {channels} and `vocab_size` {values + 1}, got {self.num_channels} and {self.vocab_size}."
+            )
 
     def _validate_windows(self) -> None:
         if self.sliding_window is not None:

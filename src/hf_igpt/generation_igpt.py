@@ -43,8 +43,9 @@ def iterative_decode(
     generator: Generators = None,
 ) -> torch.LongTensor:
     """
-    Draws the hidden pixels of images. Every step runs the model once, draws a value for every pixel that is still
-    hidden, and reveals some of them for good, at least one. Dropout is the caller's affair: call `model.eval()` first.
+    Draws the hidden pixels of images, all tokens of a pixel (or cell) together. Every step runs the model once, draws
+    a value for every pixel that is still hidden, and reveals some of them for good, at least one. Dropout is the
+    caller's affair: call `model.eval()` first.
 
     Args:
         model: a masked model: `model(input_ids=..., bool_masked_pos=...).logits` has shape (B, T, V).
@@ -107,12 +108,16 @@ def iterative_steps(
     check_tokens("input_ids", tokens, model.config)
     tokens = tokens.long()
 
-    numbers = _revealed(hidden.sum(dim=1).cpu(), num_steps, schedule).to(tokens.device)
+    channels = model.config.num_channels
+    if tokens.shape[1] % channels:
+        raise ValueError(f"`input_ids` must be whole cells of {channels} tokens, got {tokens.shape[1]} tokens.")
+    numbers = _revealed(_cells(hidden, channels).sum(dim=1).cpu(), num_steps, schedule).to(tokens.device)
     steps = (numbers > 0).sum(dim=0).clamp(min=1)
     noise_scale = CHOICE_TEMPERATURE if choice_temperature is None else choice_temperature
     warpers = _warpers(temperature, top_k, top_p)
-    # A permutation of the positions, whatever the values: which pixels come first.
-    keys = fill_randomly(torch.empty_like(tokens), lambda row, source: row.random_(2**62, generator=source), generator)
+    # A permutation of the cells, whatever the values: which pixels come first.
+    keys = tokens.new_empty(len(tokens), tokens.shape[1] // channels)
+    keys = fill_randomly(keys, lambda row, source: row.random_(2**62, generator=source), generator)
     priority = keys.argsort(dim=1).float()
     yield tokens, hidden
     for step, number in enumerate(numbers):
@@ -120,12 +125,20 @@ def iterative_steps(
         drawn, log_probability = _draw(logits, warpers, generator)
         if order == "confidence":
             scale = noise_scale * (1 - (step + 1) / steps).clamp(min=0)
-            priority = log_probability + scale.unsqueeze(1) * _gumbel(log_probability, generator)
-        rank = priority.masked_fill(~hidden, -math.inf).argsort(dim=1, descending=True).argsort(dim=1)
-        chosen = rank < number.unsqueeze(1)
+            # Of a cell what is drawn of it: the product over its hidden tokens.
+            priority = log_probability.masked_fill(~hidden, 0).unflatten(1, (-1, channels)).sum(dim=2)
+            priority = priority + scale.unsqueeze(1) * _gumbel(priority, generator)
+        left = _cells(hidden, channels)
+        rank = priority.masked_fill(~left, -math.inf).argsort(dim=1, descending=True).argsort(dim=1)
+        chosen = (rank < number.unsqueeze(1)).repeat_interleave(channels, dim=1) & hidden
         tokens = torch.where(chosen, drawn, tokens)
         hidden = hidden & ~chosen
         yield tokens, hidden
+
+
+def _cells(hidden: torch.BoolTensor, channels: int) -> torch.BoolTensor:
+    """Which cells have a hidden token, of shape (B, cells)."""
+    return hidden.unflatten(1, (-1, channels)).any(dim=2)
 
 
 def _revealed(num_hidden: torch.LongTensor, num_steps: int | None, schedule: str) -> torch.LongTensor:

@@ -66,9 +66,13 @@ def completion_grid(
 
 
 def hide_region(image: Image.Image, region: np.ndarray) -> Image.Image:
-    """A copy of an RGB image with the pixels greyed out where the bool array `region` (height, width) is True."""
+    """
+    A copy of an RGB image, greyed out where the bool array `region` is True: one value for every pixel, or for every
+    square of as many pixels as make up the image.
+    """
     pixels = np.array(image)
-    pixels[region] = MISSING
+    side = len(pixels) // len(region)
+    pixels[np.kron(region, np.ones((side, side), dtype=bool))] = MISSING
     return Image.fromarray(pixels)
 
 
@@ -85,7 +89,7 @@ def palette_swatch(palette: np.ndarray) -> Image.Image:
 
 
 def quantization_grid(
-    originals: Sequence[Image.Image], quantized: Sequence[Image.Image], num_colors: int, columns: int = 8
+    originals: Sequence[Image.Image], quantized: Sequence[Image.Image], description: str, columns: int = 8
 ) -> Image.Image:
     """Images before and after quantization, above each other, with the PSNR of these images in the title."""
     columns = min(columns, len(originals))
@@ -98,7 +102,7 @@ def quantization_grid(
     grid = image_grid(blocks, columns=columns)
     titled = Image.new("RGB", (max(grid.width, 420), grid.height + 22), BACKGROUND)
     titled.paste(grid, (0, 22))
-    title = f"above: original, below: {num_colors} colours, PSNR of these images {_psnr_text(originals, quantized)}"
+    title = f"above: original, below: {description}, PSNR of these images {_psnr_text(originals, quantized)}"
     ImageDraw.Draw(titled).text((GAP, 3), title, fill=TEXT, font=ImageFont.load_default(size=14))
     return titled
 

@@ -7,6 +7,7 @@ import pytest
 
 from hf_igpt.arguments import shipped_recipes
 from hf_igpt.commands import plan as command
+from hf_igpt.data.options import token_layout
 from hf_igpt.results import write_results
 from hf_igpt.training import devices
 from hf_igpt.training.cost import training_flops
@@ -59,7 +60,7 @@ def test_all_shipped_recipes_in_one_table(run, tmp_path):
 def test_the_cost_of_a_run():
     arguments = command.parse(["cifar10"])["cifar10"]
     found = plan(arguments, "cifar10")
-    config = model_config(arguments, 512, (32, 32))
+    config = model_config(arguments, token_layout(arguments))
     steps = 40 * -(-45_000 // 128)
     assert found["run"] == {"optimizer_steps": steps, "images": 128 * steps, "total_batch_size": 128}
     assert found["flops"]["run"] == 128 * steps * training_flops(config)

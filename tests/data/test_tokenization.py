@@ -67,7 +67,7 @@ def test_a_stream_gives_the_same_tokens(caplog):
     pixels, processor = make_pixels(), make_processor()
     tokens = tokenize(dataset_of(pixels).to_iterable_dataset(num_shards=3), processor, batch_size=5)
     np.testing.assert_array_equal([row["input_ids"] for row in tokens], nearest_colors(pixels, processor))
-    assert tokens_info(tokens)["palette_hash"] == processor.palette_hash
+    assert tokens_info(tokens)["token_hash"] == processor.token_hash
     damaged = dataset_of(pixels, damaged=[2, 7]).to_iterable_dataset()
     with pytest.raises(ValueError, match="row 2 of the split 'train', file image-2.png"):
         list(tokenize(damaged, processor))
@@ -89,7 +89,7 @@ def test_a_stream_is_stored_where_asked(tmp_path):
     assert tokens.features["input_ids"] == datasets.Sequence(datasets.Value("uint8"), length=HEIGHT * WIDTH)
     assert [where["row"] for where in tokens_info(tokens)["skipped"]] == [2, 7]
     save_tokens(tokens, tmp_path / "saved")
-    assert check_tokens(load_tokens(tmp_path / "saved"), processor)["palette_hash"] == processor.palette_hash
+    assert check_tokens(load_tokens(tmp_path / "saved"), processor)["token_hash"] == processor.token_hash
     # Another stream of the same shape doesn't bring back the first one's tokens.
     other = tokenize(dataset_of(make_pixels(seed=5)).to_iterable_dataset(), processor, stream_folder=tmp_path)
     np.testing.assert_array_equal(ids(other), nearest_colors(make_pixels(seed=5), processor))
@@ -149,7 +149,7 @@ def test_record_survives_maps_and_disk(tmp_path):
         datasets.DatasetDict(train=dataset_of(make_pixels()), test=dataset_of(make_pixels(3))), processor
     )
     info = tokens_info(tokens)
-    assert info["palette_hash"] == processor.palette_hash
+    assert info["token_hash"] == processor.token_hash
     assert (info["grid"], info["num_channels"], info["num_values"]) == ([HEIGHT, WIDTH], 1, 300)
     assert info["processor"]["resample"] == 2 and "palette" not in info["processor"]
     assert info["version"] and info["skipped"] == []
@@ -390,7 +390,7 @@ def test_tokens_fit_their_processor_and_model():
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        (lambda: make_processor(seed=2), "`palette_hash` of the tokens is {own}, of the processor {other}"),
+        (lambda: make_processor(seed=2), "`token_hash` of the tokens is {own}, of the processor {other}"),
         (lambda: make_processor(height=5), r"`grid` of the tokens is \[6, 5\], of the processor \[5, 5\]"),
         (lambda: model(vocab_size=7), "`num_values` of the tokens is 7, of the model 6"),
         (lambda: model(image_size=5), r"`grid` of the tokens is \[6, 5\], of the model \[5, 5\]"),
@@ -400,8 +400,8 @@ def test_tokens_fit_their_processor_and_model():
 def test_tokens_of_another_palette_or_grid_are_refused(reference, message):
     processor, reference = make_processor(), reference()
     tokens = tokenize(dataset_of(make_pixels()), processor)
-    other = getattr(reference, "palette_hash", None)
-    with pytest.raises(ValueError, match=message.format(own=processor.palette_hash, other=other)):
+    other = getattr(reference, "token_hash", None)
+    with pytest.raises(ValueError, match=message.format(own=processor.token_hash, other=other)):
         check_tokens(tokens, reference)
 
 
@@ -428,7 +428,7 @@ def test_a_token_outside_the_vocabulary_is_found():
 
 
 def test_what_is_not_tokens_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no record of its palette"):
+    with pytest.raises(ValueError, match="no record of its tokens"):
         tokens_info(dataset_of(make_pixels()))
     with pytest.raises(ValueError, match="no record"):
         save_tokens(dataset_of(make_pixels()), tmp_path / "tokens")

@@ -188,7 +188,7 @@ def test_shares_cover_every_image_once(images, processes):
 
 
 def store(folder, model, tokens, sha="abc", split="test", mask=(0, 1), **settings):
-    settings = FeatureSettings(**({"palette_hash": "p"} | settings))
+    settings = FeatureSettings(**({"token_hash": "p"} | settings))
     return prepare_features(folder, model, sha, tokens, split, settings, PartialState(), mask=mask)
 
 
@@ -208,7 +208,7 @@ def test_a_second_probe_reads_and_does_not_compute(model, tmp_path, monkeypatch)
     "change",
     [
         {"sha": "other"},
-        {"palette_hash": "other"},
+        {"token_hash": "other"},
         {"normed": False},
         {"split": "train"},
     ],

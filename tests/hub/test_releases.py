@@ -326,7 +326,7 @@ def test_tokens_are_published_with_palette_and_card(tokens_folder, release):
 def test_tokens_of_another_palette_are_refused(tokens_folder, release):
     other = IGPTImageProcessor(size=4, palette=np.arange(21).reshape(7, 3))
     other.save_pretrained(tokens_folder.parent / "other")
-    with pytest.raises(ValueError, match="palette_hash"):
+    with pytest.raises(ValueError, match="token_hash"):
         stage_tokens(tokens_folder, tokens_folder.parent / "other", release, NAME)
 
 

@@ -365,7 +365,7 @@ def _make_features(folder: Path) -> dict:
     torch.set_num_threads(1)
     rows = token_dataset().tokens
     tokens = datasets.concatenate_datasets([rows] * 10)
-    settings = FeatureSettings(palette_hash="p")
+    settings = FeatureSettings(token_hash="p")
     prepare_features(folder / "features", random_model(), "abc", tokens, "test", settings, PartialState(cpu=True))
     return {}
 

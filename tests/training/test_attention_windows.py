@@ -8,6 +8,7 @@ from tiny_models import random_tokens, randomize_, tiny_config
 
 from hf_igpt import ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling
 from hf_igpt.configuration_igpt import FULL, SLIDING
+from hf_igpt.data.options import token_layout
 from hf_igpt.training.arguments import PretrainArguments
 from hf_igpt.training.attention_windows import attention_fields
 from hf_igpt.training.pretraining import model_config
@@ -78,9 +79,9 @@ def test_windows_without_effect_are_refused(rows, every, message):
 
 def test_recipes_give_windows_to_models_of_a_preset_and_of_given_sizes():
     arguments = PretrainArguments(preset="igpt-s", attention_window_rows=8)
-    config = model_config(arguments, 512, (32, 32))
+    config = model_config(arguments, token_layout(arguments))
     assert (config.num_hidden_layers, config.layer_types.count(FULL), config.sliding_window) == (24, 8, 256)
     arguments = dataclasses.replace(arguments, preset=None, num_hidden_layers=5, full_attention_every=0)
-    assert model_config(arguments, 512, (32, 32)).layer_types == [SLIDING] * 5
+    assert model_config(arguments, token_layout(arguments)).layer_types == [SLIDING] * 5
     arguments = dataclasses.replace(arguments, attention_window_rows=None)
-    assert model_config(arguments, 512, (32, 32)).layer_types is None
+    assert model_config(arguments, token_layout(arguments)).layer_types is None

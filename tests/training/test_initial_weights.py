@@ -94,12 +94,12 @@ def save_checkpoint(folder: Path) -> Path:
 def test_another_model_is_refused(tmp_path, field, value):
     save_checkpoint(tmp_path)
     with pytest.raises(ValueError, match=f"`init_from`: .* has `{field}` .*, the model of this run {value}"):
-        load_initial_weights(str(tmp_path), tiny_config(image_size=8, **{field: value}))
+        load_initial_weights(str(tmp_path), lambda tokens: tiny_config(image_size=8, **{field: value}))
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`init_from`: .* is no checkpoint"):
-        load_initial_weights(str(tmp_path / "nowhere"), tiny_config())
+        load_initial_weights(str(tmp_path / "nowhere"), lambda tokens: tiny_config())
 
 
 def test_a_run_goes_on_at_twice_the_size_with_the_palette_of_the_checkpoint(tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ class ProbeArguments(OnlineProbeOptions, LabelledImages):
     num_subsets: int = option(5, "subsets of each size", low=1, only_if=("labels_per_class", bool))
     pixels: bool = option(
         False,
-        "also probe the pixels of the palette themselves, as a baseline",
+        "also probe the pixels that the tokens stand for, as a baseline",
         only_if=("solver", STORED_SOLVERS.__contains__),
     )
     mask_rate: float | None = option(

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_igpt.data.masking import Masking
+from hf_igpt.data.masking import Masking, masking_for
 
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class ProbeJob:
     def masking(self) -> Masking | None:
         """What hides tokens."""
         rate = self.masks.get("mask_rate")
-        return Masking(self.model.config.n_positions, rate, self.arguments.seed) if rate else None
+        return masking_for(self.model.config, rate, self.arguments.seed) if rate else None
 
     @property
     def training_folder(self) -> Path:
@@ -144,7 +144,7 @@ def _features(job: ProbeJob, state: "PartialState") -> tuple[dict[str, list], li
     from hf_igpt.evaluation.feature_store import FeatureSettings, prepare_features
 
     arguments = job.arguments
-    settings = FeatureSettings(job.processor.palette_hash, arguments.norm == "post", job.masking)
+    settings = FeatureSettings(job.processor.token_hash, arguments.norm == "post", job.masking)
     folder = Path(arguments.features_dir or beside(job.name, "features"))
 
     def prepare(split: str, number: int) -> list:
@@ -168,15 +168,14 @@ def _features(job: ProbeJob, state: "PartialState") -> tuple[dict[str, list], li
 
 
 def _probe_pixels(job: ProbeJob, options: dict[str, Any]) -> dict[str, Any]:
-    """The same probe of what the model is given: the palette's colours at every position, float32."""
+    """The same probe of what the model is given: the colours that its tokens stand for, float32."""
     import numpy as np
 
     from hf_igpt.data.token_store import token_rows
     from hf_igpt.evaluation.probes import ProbeData, fit_probes
 
-    palette = np.float32(job.processor.palette / 255)
     pixels = {
-        split: [palette[token_rows(job.tokens[split])].reshape(len(labels), -1)]
+        split: [np.float32(job.processor.decode_pixels(token_rows(job.tokens[split])).reshape(len(labels), -1)) / 255]
         for split, labels in job.labels.items()
     }
     row = fit_probes(ProbeData(pixels, job.labels, len(job.names)), **options)["best"]

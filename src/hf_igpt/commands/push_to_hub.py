@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _main(argv: list[str] | None) -> None:
     arguments = parse(argv)
-    from hf_igpt.data.token_repository import palette_beside
+    from hf_igpt.data.token_repository import processor_beside
     from hf_igpt.hub.publishing import Target, check_access
     from hf_igpt.hub.pushing import push
     from hf_igpt.hub.releases import CardOptions, stage_model, stage_tokens
@@ -78,7 +78,7 @@ def _main(argv: list[str] | None) -> None:
     target = Target(repo_id, repo_type, arguments.private, arguments.parent_commit)
     source = Path(arguments.tokens or arguments.model)
     if arguments.tokens:
-        palette = arguments.palette or palette_beside(source)
+        palette = arguments.palette or processor_beside(source)
         stage = partial(stage_tokens, source, palette, name=repo_id, options=card)
     else:
         stage = partial(stage_model, source, name=repo_id, results=arguments.results, options=card)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_igpt.data.randomness import random_integers, random_words
+from hf_igpt.token_kinds_igpt import VQVAE
 
 
 if TYPE_CHECKING:
@@ -29,6 +30,15 @@ def check_augmentation(augment: str, grid: tuple[int, int], padding: int = 4) ->
         raise ValueError(
             f"`padding` must be smaller than both sides of the grid to reflect it, got padding {padding} "
             f"for the grid {grid[0]}x{grid[1]}; lower `padding` or choose `augment` 'flip'."
+        )
+
+
+def check_token_augmentation(augment: str, token_kind: str) -> None:
+    """Raises ValueError where tokens can't be moved: a flipped image has other codes, not the same ones flipped."""
+    if augment in AUGMENTATIONS and augment != "none" and token_kind == VQVAE:
+        raise ValueError(
+            f"`augmentation: {augment}` moves tokens, but a VQ-VAE's codes of a moved image are others. Choose "
+            "'none', or 'random_resized_crop', which reads the images."
         )
 
 

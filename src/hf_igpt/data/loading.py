@@ -168,7 +168,7 @@ class ImageTokenDataset(_KeyedDataset):
         self.label_column = find_label_column(images.features, label_column)
         self.images = images.cast_column(self.image_column, Image(decode=False)).with_format(None)
         self.processor = processor
-        self.num_values = processor.num_colors
+        self.num_values = processor.num_values
         self.seed, self.shorter_side, self.crop_size = seed, shorter_side, crop_size
         self.image_roots = image_roots
 
@@ -302,7 +302,7 @@ class TokenCollator:
         start = " (the start token, which is never a label)" if value == self.num_values else ""
         raise ValueError(
             f"`input_ids` must lie in 0 to {self.num_values - 1}, got {value}{start} at position {position} of "
-            f"example {example}; tokens and model must have the same palette."
+            f"example {example}; tokens and model must be of one palette or VQ-VAE."
         )
 
 

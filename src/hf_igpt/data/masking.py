@@ -1,10 +1,15 @@
 """Which pixels of an image are hidden, as a function of (seed, epoch, image index)."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hf_igpt.data.randomness import random_words
+
+
+if TYPE_CHECKING:
+    from hf_igpt.configuration_igpt import ImageGPTConfig
 
 
 UNIFORM = "uniform"
@@ -27,19 +32,30 @@ class Masking:
             bound on the negative log-likelihood per token: averaged over all orders of the tokens, the chain rule has
             one term for each number of hidden tokens (Uria et al., 2014; Shi et al., arXiv 2406.04329).
         seed: any integer.
+        num_channels: tokens of a cell of the grid, which are hidden together: one of three levels of a pixel is no
+            riddle beside the other two. Everything above is then true of cells, and their tokens are predicted as if
+            independent.
 
     Raises:
-        ValueError: another rate.
+        ValueError: another rate, or tokens that are no whole cells.
     """
 
     num_tokens: int
     rate: float | str = PAPER_RATE
     seed: int = 0
+    num_channels: int = 1
 
     def __post_init__(self):
         is_number = isinstance(self.rate, float | int) and not isinstance(self.rate, bool)
         if self.rate != UNIFORM and not (is_number and 0 < self.rate <= 1):
             raise ValueError(f"`rate` must be above 0 and at most 1, or {UNIFORM!r}, got {self.rate!r}.")
+        if self.num_tokens % self.num_channels:
+            raise ValueError(f"{self.num_tokens} tokens are no whole cells of {self.num_channels}.")
+
+    @property
+    def num_cells(self) -> int:
+        """Cells of an image."""
+        return self.num_tokens // self.num_channels
 
     def __call__(self, epochs: np.ndarray | int, images: np.ndarray, strata: tuple[int, int] = (0, 1)) -> np.ndarray:
         """
@@ -51,9 +67,11 @@ class Masking:
             strata: for several masks of an image, which one of how many. Uniform numbers of hidden tokens come each
                 from its own part of the range, so that together they cover it.
         """
-        images = np.asarray(images, dtype=np.int64)
-        part, parts = strata
-        words = random_words(f"mask {part}", self.seed, epochs, images, self.num_tokens)
+        cells = self._cells(epochs, np.asarray(images, dtype=np.int64), *strata)
+        return cells if self.num_channels == 1 else np.repeat(cells, self.num_channels, axis=1)
+
+    def _cells(self, epochs: np.ndarray | int, images: np.ndarray, part: int, parts: int) -> np.ndarray:
+        words = random_words(f"mask {part}", self.seed, epochs, images, self.num_cells)
         if self.rate == UNIFORM:
             # The k smallest of independent numbers are a uniform choice of k places.
             return smallest(words, self._uniform_counts(epochs, images, part, parts))
@@ -66,7 +84,12 @@ class Masking:
         # One offset an epoch makes every image's number uniform; the multiples spread neighbouring images evenly.
         offsets = random_words("mask rate", self.seed, epochs, np.zeros(1), 1)[:, 0] / 2.0**64
         points = (offsets + images * _GOLDEN_RATIO) % 1.0
-        return 1 + np.minimum(((part + points) / parts * self.num_tokens).astype(np.int64), self.num_tokens - 1)
+        return 1 + np.minimum(((part + points) / parts * self.num_cells).astype(np.int64), self.num_cells - 1)
+
+
+def masking_for(config: "ImageGPTConfig", rate: float | str, seed: int) -> Masking:
+    """The masks of a model's images."""
+    return Masking(config.n_positions, rate, seed, config.num_channels)
 
 
 def smallest(words: np.ndarray, counts: np.ndarray) -> np.ndarray:

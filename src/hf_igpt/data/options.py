@@ -6,10 +6,12 @@ from operator import not_
 from typing import TYPE_CHECKING, Any
 
 from hf_igpt.arguments import option
+from hf_igpt.token_kinds_igpt import CHANNELS, KINDS, LEVELS, PALETTE, RGB, VQVAE
 
 
 if TYPE_CHECKING:
     from hf_igpt.data.sources import ImageSource
+    from hf_igpt.image_processing_igpt import IGPTImageProcessor
 
 
 @dataclass(kw_only=True)
@@ -70,7 +72,12 @@ class LabelledImages(ImageOptions):
 class GridOptions:
     """How an image becomes a grid of tokens."""
 
-    image_size: list[int] = option([32], "side, or height and width, of the token grid in pixels", low=1, high=4096)
+    image_size: list[int] = option(
+        [32],
+        "side, or height and width, that images are brought to, in pixels; the token grid, but for a VQ-VAE's codes",
+        low=1,
+        high=4096,
+    )
     crop_size: int | None = option(
         None,
         "first crop a centre square of so many pixels (the shorter side is brought to it)",
@@ -78,6 +85,101 @@ class GridOptions:
         only_if=("palette", not_),
     )
     num_colors: int = option(512, "colours of the palette", low=2, high=4096, only_if=("palette", not_))
+
+
+@dataclass(kw_only=True)
+class TokenOptions(GridOptions):
+    """What the tokens are."""
+
+    token_kind: str = option(
+        PALETTE,
+        "a palette's colours, one a pixel; the levels of red, green and blue, three a pixel; or a VQ-VAE's codes",
+        choices=KINDS,
+    )
+    vqvae: str | None = option(
+        None, "folder or Hub name of the VQ-VAE, see train_vqvae", only_if=("token_kind", VQVAE.__eq__)
+    )
+
+    def check_tokens(self) -> None:
+        """Raises ValueError for options about a palette where tokens are of another kind."""
+        if self.token_kind != PALETTE and self.num_colors != GridOptions.__dataclass_fields__["num_colors"].default:
+            raise ValueError(
+                f"`num_colors` is about palettes and has no effect where `token_kind` is {self.token_kind!r}. Leave "
+                "one of them out."
+            )
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """
+    What a model must know of its tokens; an image processor says the same of its own.
+
+    Args:
+        token_kind, num_values, num_channels: as in `IGPTImageProcessor`.
+        grid: height and width in cells.
+    """
+
+    token_kind: str
+    num_values: int
+    num_channels: int
+    grid: tuple[int, int]
+
+
+def token_layout(options: TokenOptions) -> TokenLayout | None:
+    """
+    The layout of tokens that are yet to be made. None for codes where the options name no VQ-VAE.
+
+    Raises:
+        ValueError: `image_size` is no multiple of a code's square, or the VQ-VAE has no config.
+    """
+    size = grid_size(options)
+    height, width = size["height"], size["width"]
+    if options.token_kind != VQVAE:
+        num_values = LEVELS if options.token_kind == RGB else options.num_colors
+        return TokenLayout(options.token_kind, num_values, CHANNELS[options.token_kind], (height, width))
+    if options.vqvae is None:
+        return None
+    from hf_igpt.configuration_igpt_vqvae import ImageGPTVQVAEConfig
+
+    try:
+        config = ImageGPTVQVAEConfig.from_pretrained(options.vqvae)
+    except OSError as error:
+        raise ValueError(f"`vqvae`: {options.vqvae} is no VQ-VAE, see train_vqvae: {error}") from error
+    return code_layout(options, config.codebook_size, config.downsampling)
+
+
+def code_layout(options: TokenOptions, codebook_size: int, downsampling: int) -> TokenLayout:
+    """The layout of a VQ-VAE's codes. Raises ValueError where `image_size` is no multiple of a code's square."""
+    size = grid_size(options)
+    sides = (size["height"], size["width"])
+    if any(side % downsampling for side in sides):
+        raise ValueError(
+            f"`image_size` must be a multiple of {downsampling}, the pixels of a code's side, got {sides[0]} x "
+            f"{sides[1]}."
+        )
+    grid = (sides[0] // downsampling, sides[1] // downsampling)
+    return TokenLayout(VQVAE, codebook_size, CHANNELS[VQVAE], grid)
+
+
+def fixed_processor(
+    token_kind: str, size: dict[str, int], crop_size: int | None = None, vqvae: str | None = None
+) -> "IGPTImageProcessor":
+    """An image processor for tokens that need no fitting: RGB, or the codes of a VQ-VAE that is trained."""
+    from hf_igpt.image_processing_igpt import IGPTImageProcessor
+
+    model = None
+    if token_kind == VQVAE:
+        if vqvae is None:
+            raise ValueError("`token_kind: vqvae` needs `vqvae`, the folder or Hub name of one, see train_vqvae.")
+        from hf_igpt.modeling_igpt_vqvae import ImageGPTVQVAEModel
+
+        model = ImageGPTVQVAEModel.from_pretrained(vqvae)
+    return IGPTImageProcessor(size=size, token_kind=token_kind, vqvae=model, **crop_fields(crop_size))
+
+
+def crop_fields(crop_size: int | None) -> dict[str, Any]:
+    """A centre crop, or none, as the image processor takes it."""
+    return {} if crop_size is None else {"do_center_crop": True, "crop_size": crop_size}
 
 
 def load_source(options: ImageOptions) -> "ImageSource":
@@ -103,7 +205,7 @@ def load_source(options: ImageOptions) -> "ImageSource":
 
 
 def grid_size(options: GridOptions) -> dict[str, int]:
-    """Height and width of the token grid, as the image processor takes them."""
+    """Height and width that images are brought to, as the image processor takes them."""
     sides = options.image_size if len(options.image_size) != 1 else options.image_size * 2
     if len(sides) != 2:
         raise ValueError(f"`image_size` must be one side, or height and width, got {options.image_size}.")

@@ -68,12 +68,13 @@ def prepare_palette(
     Raises:
         ValueError: as `fit_palette`; an image is damaged (names row and file); the folder was made from other inputs.
     """
+    from hf_igpt.data.options import crop_fields
     from hf_igpt.data.palette_fitting import check_num_colors, fit_histogram
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
     from hf_igpt.results import write_results
     from hf_igpt.storage import staged_folder
 
-    crop = {} if crop_size is None else {"do_center_crop": True, "crop_size": crop_size}
+    crop = crop_fields(crop_size)
     made_from = {
         "images": source.name,
         "fingerprint": source.fingerprints["train"],
@@ -97,7 +98,7 @@ def prepare_palette(
             with staged_folder(folder, overwrite=True) as staged:
                 processor.save_pretrained(staged)
                 pixels = grid_pixels(source, processor, skip_damaged=skip_damaged)
-                _draw_palette(staged, processor, pixels)
+                _draw_tokens(staged, processor, pixels)
                 write_stage(staged, made_from)
                 write_results(
                     staged,
@@ -129,6 +130,46 @@ def count_in_parts(source: "ImageSource", processor: "IGPTImageProcessor", skip_
     total = torch.from_numpy(counts).to(state.device)
     torch.distributed.all_reduce(total)
     return total.cpu().numpy()
+
+
+@_one_at_a_time
+def prepare_fixed(
+    folder: str | os.PathLike,
+    source: "ImageSource",
+    *,
+    token_kind: str,
+    vqvae: str | None,
+    size: dict[str, int],
+    crop_size: int | None = None,
+    skip_damaged: bool = False,
+) -> "IGPTImageProcessor":
+    """
+    Saves the image processor of tokens that need no fitting, with a before/after picture. A finished folder is loaded.
+    Several processes must call it together: the first one saves.
+
+    Args:
+        token_kind, vqvae, size, crop_size: as in `fixed_processor`.
+        skip_damaged: leave out images that can't be read.
+
+    Raises:
+        ValueError: as `fixed_processor`; an image is damaged; the folder was made from other inputs.
+    """
+    from hf_igpt.data.options import fixed_processor
+    from hf_igpt.image_processing_igpt import IGPTImageProcessor
+    from hf_igpt.storage import staged_folder
+
+    with failing_together():
+        if process_state().is_main_process:
+            processor = fixed_processor(token_kind, size, crop_size, vqvae)
+            made_from = {"tokens": processor.token_hash, "size": size, "crop_size": crop_size, "code": code_version()}
+            if not is_finished(folder, made_from):
+                with staged_folder(folder, overwrite=True) as staged:
+                    processor.save_pretrained(staged)
+                    _draw_tokens(
+                        staged, processor, _train_pixels(source.split("train"), source, processor, skip_damaged)
+                    )
+                    write_stage(staged, made_from)
+    return IGPTImageProcessor.from_pretrained(folder)
 
 
 @_one_at_a_time
@@ -238,12 +279,13 @@ def grid_pixels(
         yield pixels
 
 
-def _draw_palette(folder: Path, processor: "IGPTImageProcessor", pixels: Iterator["np.ndarray"]) -> None:
+def _draw_tokens(folder: Path, processor: "IGPTImageProcessor", pixels: Iterator["np.ndarray"]) -> None:
     from PIL import Image
 
     from hf_igpt.plots import palette_swatch, quantization_grid, save_png
 
     originals = [Image.fromarray(image) for image in itertools.islice(pixels, EXAMPLE_IMAGES)]
     quantized = processor.decode(processor(originals)["input_ids"])
-    save_png(palette_swatch(processor.palette), folder / "palette.png")
-    save_png(quantization_grid(originals, quantized, processor.num_colors), folder / "quantization.png")
+    if processor.palette is not None:
+        save_png(palette_swatch(processor.palette), folder / "palette.png")
+    save_png(quantization_grid(originals, quantized, processor.description), folder / "quantization.png")

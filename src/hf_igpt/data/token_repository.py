@@ -3,9 +3,13 @@
 import os
 from pathlib import Path
 
+from hf_igpt.token_kinds_igpt import PALETTE as PALETTE_TOKENS
 
-# The two folders of such a repository.
-TOKENS, PALETTE = "tokens", "palette"
+
+# The folders of such a repository; the image processor that made the tokens is in one of the last two.
+TOKENS, PALETTE, PROCESSOR = "tokens", "palette", "processor"
+PROCESSORS = (PALETTE, PROCESSOR)
+PROCESSOR_FILES = ("*.json", "vqvae/*.json", "vqvae/*.safetensors")
 
 
 def find_tokens(name: str | os.PathLike) -> Path:
@@ -32,7 +36,7 @@ def find_tokens(name: str | os.PathLike) -> Path:
             repository,
             repo_type="dataset",
             revision=revision or None,
-            allow_patterns=[f"{TOKENS}/*", f"{PALETTE}/*.json"],
+            allow_patterns=[f"{TOKENS}/*", *(f"{name}/{files}" for name in PROCESSORS for files in PROCESSOR_FILES)],
         )
     except (OSError, HFValidationError) as error:
         raise ValueError(f"There is no folder {name}, and no such tokens on the Hub: {error}") from error
@@ -41,16 +45,20 @@ def find_tokens(name: str | os.PathLike) -> Path:
     return Path(folder) / TOKENS
 
 
-def palette_beside(folder: str | os.PathLike) -> Path:
+def processor_folder(token_kind: str) -> str:
+    """The folder of the image processor, beside the tokens that it made."""
+    return PALETTE if token_kind == PALETTE_TOKENS else PROCESSOR
+
+
+def processor_beside(folder: str | os.PathLike) -> Path:
     """
     The folder of the image processor that made tokens.
 
     Raises:
         ValueError: there is none.
     """
-    path = Path(folder).parent / PALETTE
-    if not (path / "preprocessor_config.json").is_file():
-        raise ValueError(
-            f"There is no palette beside {folder}: give `palette`, the image processor that made the tokens."
-        )
-    return path
+    for name in PROCESSORS:
+        path = Path(folder).parent / name
+        if (path / "preprocessor_config.json").is_file():
+            return path
+    raise ValueError(f"There is no palette beside {folder}: give `palette`, the image processor that made the tokens.")

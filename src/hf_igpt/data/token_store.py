@@ -11,24 +11,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_igpt.token_kinds_igpt import PALETTE
+
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
 
 
 RECORD_KEY = "hf_igpt_tokens"
+# What says that tokens mean the same.
+MEANING = ("token_kind", "token_hash", "grid", "num_channels", "num_values")
 
 
 def token_record(processor: Any) -> dict[str, Any]:
     """What the tokens of a processor mean, as `tokens_info` describes, without "source" and "skipped"."""
     return {
-        "palette_hash": processor.palette_hash,
+        "token_kind": processor.token_kind,
+        "token_hash": processor.token_hash,
         "grid": [int(side) for side in processor.grid],
-        "num_channels": 1,
-        "num_values": int(processor.num_colors),
+        "num_channels": processor.num_channels,
+        "num_values": int(processor.num_values),
         "processor": _processor_settings(processor),
         "version": _package_version(),
     }
+
+
+def token_meaning(processor: Any) -> dict[str, Any]:
+    """What decides whether tokens mean the same: kind, hash, grid, tokens a cell, number of values."""
+    record = token_record(processor)
+    return {key: record[key] for key in MEANING}
 
 
 def write_record(tokens: "Dataset | IterableDataset", record: dict[str, Any], skipped: list[dict[str, Any]]) -> None:
@@ -40,8 +51,8 @@ def tokens_info(tokens: "Dataset | DatasetDict | IterableDataset") -> dict[str, 
     """The record of a tokenized data set.
 
     Returns:
-        Dictionary with "palette_hash", "grid" [height, width], "num_channels" (tokens a cell), "num_values",
-        "processor" (its settings), "version" (of this package), "source" (where the images are from, see
+        Dictionary with "token_kind", "token_hash", "grid" [height, width], "num_channels" (tokens a cell),
+        "num_values", "processor" (its settings), "version" (of this package), "source" (where the images are from, see
         `ImageSource.origin`; None where nobody said) and "skipped" (a list of {"split", "row", "file", "reason"}).
         For a dictionary of splits, "skipped" covers all of them.
 
@@ -73,7 +84,8 @@ def check_tokens(tokens: "Dataset | DatasetDict | IterableDataset", reference: A
         The record of `tokens_info`.
 
     Raises:
-        ValueError: If the palette, the grid or the number of values differ (names both), or a token is out of range.
+        ValueError: If kind, palette (or VQ-VAE), grid or number of values differ (names both), or a token is out of
+            range.
     """
     info = tokens_info(tokens)
     if reference is not None:
@@ -167,8 +179,9 @@ def _check_names(folder: Path) -> None:
 
 
 def _processor_settings(processor: Any) -> dict[str, Any]:
-    """The settings as they are saved, less the code's map and the palette, whose hash stands for it."""
-    return {key: value for key, value in processor.to_dict().items() if key not in ("palette", "auto_map")}
+    """The settings as they are saved, less the code's map and what the hash stands for."""
+    left_out = ("palette", "codes_hash", "auto_map")
+    return {key: value for key, value in processor.to_dict().items() if key not in left_out}
 
 
 def _package_version() -> str:
@@ -182,11 +195,15 @@ def _package_version() -> str:
 
 def _read_record(description: str) -> dict[str, Any]:
     try:
-        return {"source": None} | json.loads(description)[RECORD_KEY]
+        record = {"source": None} | json.loads(description)[RECORD_KEY]
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
-            "The data set has no record of its palette and grid: it holds no tokens made by `hf_igpt.data.tokenize`."
+            "The data set has no record of its tokens and grid: it holds no tokens made by `hf_igpt.data.tokenize`."
         ) from error
+    if "palette_hash" in record:
+        # Written when there were palettes only.
+        record |= {"token_kind": PALETTE, "token_hash": record.pop("palette_hash")}
+    return record
 
 
 def _check_reference(info: dict[str, Any], reference: Any) -> None:
@@ -194,15 +211,17 @@ def _check_reference(info: dict[str, Any], reference: Any) -> None:
         size = reference.image_size
         grid = [size, size] if isinstance(size, int) else list(size)
         wanted = {"grid": grid, "num_channels": reference.num_channels, "num_values": reference.vocab_size - 1}
+        if reference.token_kind is not None:
+            wanted = {"token_kind": reference.token_kind} | wanted
         kind = "model"
     else:
-        wanted = {key: token_record(reference)[key] for key in ("palette_hash", "grid", "num_channels", "num_values")}
+        wanted = token_meaning(reference)
         kind = "processor"
     for field, value in wanted.items():
         if info[field] != value:
             raise ValueError(
                 f"`{field}` of the tokens is {info[field]}, of the {kind} {value}: they don't belong together. "
-                f"Tokenize the images again with the {kind}'s own palette and size, or take the {kind} made for them."
+                f"Tokenize the images again for the {kind}, or take the {kind} made for them."
             )
 
 

@@ -53,7 +53,7 @@ def tokenize(
 
     Args:
         images: A source, or one data set or a dictionary of them.
-        processor: The image processor whose palette and size make the tokens.
+        processor: The image processor whose size and palette (or RGB levels, or VQ-VAE) make the tokens.
         image_column: Column with the images; a source knows its own, otherwise found as in `load_images`.
         label_column: Column with the class, or "none"; as `image_column`.
         batch_size: Images a call of the processor.
@@ -250,7 +250,7 @@ def _tokenize_batch(
                 raise ValueError(damage_message(where)) from error
             damage.append(json.dumps(where))
     good = np.array([text is None for text in damage], dtype=bool)
-    values = np.zeros((len(rows), _num_tokens(processor)), dtype=_token_dtype(processor.num_colors))
+    values = np.zeros((len(rows), processor.num_tokens), dtype=_token_dtype(processor.num_values))
     if good.any():
         values[good] = processor.quantize(np.stack(pixels))
     if keep_rows:
@@ -321,8 +321,3 @@ def _cache_file(fingerprint: str) -> Iterator[Path | None]:
 
 def _token_dtype(num_values: int) -> type[np.unsignedinteger]:
     return np.uint8 if num_values <= 256 else np.uint16
-
-
-def _num_tokens(processor: Any) -> int:
-    height, width = processor.grid
-    return height * width

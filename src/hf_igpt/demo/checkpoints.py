@@ -59,8 +59,8 @@ class Checkpoint:
         """One sentence about the model."""
         height, width = self.grid
         kind = "Next-pixel model, draws from top to bottom" if self.is_causal else "Masked model, draws in any order"
-        colors, millions = self.model.config.num_values, self.model.num_parameters() / 1e6
-        return f"{kind}: {height} x {width} pixels of {colors} colours, {millions:.2f} million parameters."
+        tokens, millions = self.processor.description, self.model.num_parameters() / 1e6
+        return f"{kind}: {height} x {width} cells of {tokens}, {millions:.2f} million parameters."
 
     @cached_property
     def examples(self) -> list[Example]:

@@ -15,7 +15,7 @@ from hf_igpt.demo.features import nearest_neighbours, probe_curve
 from hf_igpt.demo.html import Picture, figures, message, problem
 from hf_igpt.demo.inputs import KEEP_UNPAINTED, read_drawing, read_region, read_settings, read_upload
 from hf_igpt.demo.likelihood import heat_map, pixel_bits
-from hf_igpt.demo.palettes import Quantized, with_checkpoint_palette, with_own_palettes
+from hf_igpt.demo.palettes import Quantized, as_checkpoint_sees, with_own_palettes
 from hf_igpt.plots import palette_swatch
 
 
@@ -93,7 +93,7 @@ def chosen(checkpoint: Checkpoint, image: Image.Image | None, name: str) -> Chos
     factor = max(1, EDITOR_SIDE // max(height, width))
     if image is None:
         return Chosen(None, "", Image.new("RGB", (width * factor, height * factor)), message(NO_IMAGE))
-    _, seen = with_checkpoint_palette(checkpoint, image)
+    _, seen = as_checkpoint_sees(checkpoint, image)
     view = figures(
         [
             Picture(image, f"The image you chose: {name}", "your image"),
@@ -166,20 +166,20 @@ def _drawn(checkpoint: Checkpoint, progress: Progress) -> str:
 def palette_view(checkpoint: Checkpoint, image: Image.Image | None) -> str:
     """The checkpoint's palette, and an image in it and in palettes of its own."""
     processor = checkpoint.processor
-    swatch = Picture(
-        palette_swatch(processor.palette),
-        f"The {processor.num_colors} colours of the checkpoint's palette, from dark to bright",
-        f"palette of the checkpoint, {processor.num_colors} colours",
-    )
+    tokens = f"tokens of the checkpoint: {processor.description}"
+    swatch = []
+    if processor.palette is not None:
+        words = f"The {processor.num_colors} colours of the checkpoint's palette, from dark to bright"
+        swatch = [Picture(palette_swatch(processor.palette), words, tokens)]
     if image is None:
-        return figures([swatch]) + message("Choose an image in the first tab to see what palettes do to it.")
-    small, seen = with_checkpoint_palette(checkpoint, image)
+        return figures(swatch) + message("Choose an image in the first tab to see what palettes do to it.")
+    small, seen = as_checkpoint_sees(checkpoint, image)
     height, width = checkpoint.grid
     original = Picture(small, "The image at the size of the model's grid", f"all colours, {height} x {width}")
     own = with_own_palettes(image)
     return "".join(
         (
-            figures([swatch, original, _quantized(seen, "of the checkpoint's palette")]),
+            figures([*swatch, original, _seen(seen, tokens)]),
             message(
                 "Below: 2, 8, 32 and 512 colours fitted to this image alone (k-means, as for a training set), at "
                 "up to 64 pixels a side. More colours cost the model more to tell apart, fewer lose the picture."
@@ -189,10 +189,18 @@ def palette_view(checkpoint: Checkpoint, image: Image.Image | None) -> str:
     )
 
 
+def _seen(quantized: Quantized, tokens: str) -> Picture:
+    words = f"{tokens}, {_loss(quantized)}"
+    return Picture(quantized.image, f"The image in {words}", words)
+
+
+def _loss(quantized: Quantized) -> str:
+    return "nothing lost" if math.isinf(quantized.psnr) else f"PSNR {quantized.psnr:.1f} dB"
+
+
 def _quantized(quantized: Quantized, whose: str) -> Picture:
-    loss = "nothing lost" if math.isinf(quantized.psnr) else f"PSNR {quantized.psnr:.1f} dB"
     fewer = f" (it has only {quantized.num_colors})" if quantized.num_colors < quantized.asked else ""
-    words = f"{quantized.asked} colours {whose}{fewer}, {loss}"
+    words = f"{quantized.asked} colours {whose}{fewer}, {_loss(quantized)}"
     return Picture(quantized.image, f"The image in {words}", words)
 
 
@@ -214,7 +222,7 @@ def neighbours_view(checkpoint: Checkpoint, image: Image.Image | None, layer: An
     """
     if image is None:
         return message("Choose an image in the first tab to see which ones are near it.")
-    _, seen = with_checkpoint_palette(checkpoint, image)
+    _, seen = as_checkpoint_sees(checkpoint, image)
     near = nearest_neighbours(checkpoint, image, layer)
     pictures = [Picture(seen.image, "The image you chose", "your image")]
     pictures += [

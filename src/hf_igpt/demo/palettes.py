@@ -44,13 +44,13 @@ def with_own_palettes(image: Image.Image, sizes: tuple[int, ...] = SIZES) -> lis
     return [_quantized(image, fit_colors(codes, counts, size, seed=0), size) for size in sizes]
 
 
-def with_checkpoint_palette(checkpoint: Checkpoint, image: Image.Image) -> tuple[Image.Image, Quantized]:
-    """An image at the size of the token grid, and the same in the colours that the model sees."""
+def as_checkpoint_sees(checkpoint: Checkpoint, image: Image.Image) -> tuple[Image.Image, Quantized]:
+    """An image at the size of the token grid, and the same as the model sees it."""
     pixels = checkpoint.processor.pixels([image])
     small = Image.fromarray(pixels[0])
     seen = checkpoint.processor.decode(checkpoint.processor.quantize(pixels))[0]
-    num_colors = checkpoint.processor.num_colors
-    return small, Quantized(seen, num_colors, _psnr(small, seen), num_colors)
+    num_values = checkpoint.processor.num_values
+    return small, Quantized(seen, num_values, _psnr(small, seen), num_values)
 
 
 def _quantized(image: Image.Image, palette: np.ndarray, asked: int) -> Quantized:

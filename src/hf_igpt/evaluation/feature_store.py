@@ -1,4 +1,4 @@
-"""Features on disk: computed once for a checkpoint, a palette, data and a mask, and read by every probe after that."""
+"""Features on disk: computed once for a checkpoint, tokens, data and a mask, and read by every probe after that."""
 
 import contextlib
 import hashlib
@@ -44,12 +44,12 @@ class FeatureSettings:
     What features depend on beside the weights and the images.
 
     Args:
-        palette_hash: of the tokens.
+        token_hash: see `IGPTImageProcessor`.
         normed: see `extract_features`.
         masking: for masked models, what hides tokens.
     """
 
-    palette_hash: str
+    token_hash: str
     normed: bool = True
     masking: "Masking | None" = None
 
@@ -64,7 +64,7 @@ class FeatureSettings:
             "model": model_sha256,
             "config": {name: getattr(model.config, name) for name in _ARCHITECTURE},
             "dtype": str(model.dtype),
-            "palette_hash": self.palette_hash,
+            "token_hash": self.token_hash,
             "tokens": tokens._fingerprint,
             "split": split,
             "norm": "post" if self.normed else "raw",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_igpt.data.masking import PAPER_RATE, UNIFORM, Masking
+from hf_igpt.data.masking import PAPER_RATE, UNIFORM, Masking, masking_for
 from hf_igpt.evaluation.likelihood import Likelihood, score_images, standard_error
 
 
@@ -72,7 +72,9 @@ def likelihood_bound(
         options: `batch_size` and `progress`, as for `masked_nats_per_token`.
     """
     count = model.config.n_positions
-    nats = masked_nats_per_token(model, tokens, Masking(count, UNIFORM, seed), num_masks=num_masks, **options)
+    nats = masked_nats_per_token(
+        model, tokens, masking_for(model.config, UNIFORM, seed), num_masks=num_masks, **options
+    )
     height, width = model.config.grid
     return Likelihood(nats * count, count, height * width)
 
@@ -90,7 +92,7 @@ def masked_metrics(
     Figures for a results JSON: the loss at a mask rate and the bound on the likelihood, with standard errors over
     images; and the bound of every image. Arguments as above; `progress` sees every image twice.
     """
-    masking = Masking(model.config.n_positions, mask_rate, seed)
+    masking = masking_for(model.config, mask_rate, seed)
     at_rate = masked_nats_per_token(model, tokens, masking, num_masks=num_masks, **options)
     bound = likelihood_bound(model, tokens, num_masks=num_masks, seed=seed, **options)
     metrics = {

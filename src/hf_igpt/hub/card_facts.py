@@ -1,11 +1,13 @@
 """What a model card says, taken from a model or from the results of the run that made it."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hf_igpt.hub.evidence import Result
 from hf_igpt.hub.repository_names import hub_name
+from hf_igpt.token_kinds_igpt import describe_tokens
 
 
 if TYPE_CHECKING:
@@ -30,8 +32,9 @@ class CardFacts:
     Args:
         name: repository, or the recipe's name for a card that isn't published.
         head: next_pixel, masked, classifier or backbone.
-        shape: "layers", "width", "heads", "parameters", "grid" (height, width), "colors".
-        palette_hash: short hash of the palette.
+        shape: "layers", "width", "heads", "parameters", "grid" (height, width), "values" of a token.
+        token_kind: palette, rgb or vqvae.
+        token_hash: short hash of what tokens mean.
         results: what was measured.
         pictures: captions by path in the repository.
         code_files: SHA-256 by name of the files that run without the package; empty for none.
@@ -45,7 +48,8 @@ class CardFacts:
     name: str
     head: str
     shape: dict[str, Any]
-    palette_hash: str
+    token_kind: str
+    token_hash: str
     results: Sequence[Result]
     pictures: dict[str, str] = field(default_factory=dict)
     code_files: dict[str, str] = field(default_factory=dict)
@@ -54,6 +58,12 @@ class CardFacts:
     base_model: str | None = None
     tags: Sequence[str] = ()
     results_folder: str = RESULTS_FOLDER
+
+    @property
+    def tokens(self) -> str:
+        """What an image is to the model, in words."""
+        height, width = self.shape["grid"]
+        return f"{height}x{width} cells of {describe_tokens(self.token_kind, self.shape['values'])}"
 
     def of_kind(self, kind: str) -> list[Result]:
         """The results of one kind."""
@@ -103,7 +113,7 @@ def facts_of_model(
 ) -> CardFacts:
     """The facts of a loaded model. `others` are the remaining fields of `CardFacts`."""
     shape = _shape(model.config, model.num_parameters())
-    return CardFacts(name, HEADS[type(model).__name__], shape, processor.palette_hash, **others)
+    return CardFacts(name, HEADS[type(model).__name__], shape, processor.token_kind, processor.token_hash, **others)
 
 
 def facts_of_run(name: str, results: Sequence[Result], **others: Any) -> CardFacts:
@@ -116,14 +126,20 @@ def facts_of_run(name: str, results: Sequence[Result], **others: Any) -> CardFac
     run = next((result for result in results if result.kind == "pretraining"), None)
     if run is None:
         raise ValueError(f"There are no results of pretraining among those of {name}.")
+    from hf_igpt.data.options import TokenLayout, token_layout
     from hf_igpt.training.arguments import PretrainArguments
     from hf_igpt.training.pretraining import model_config
 
     arguments = PretrainArguments(**run.content["arguments"])
-    height, width = arguments.image_size[0], arguments.image_size[-1]
-    config = model_config(arguments, arguments.num_colors, (height, width))
-    shape = _shape(config, run.metrics["parameters"])
-    return CardFacts(name, arguments.objective, shape, run.content["palette_hash"], results, **others)
+    tokens = run.content.get("tokens")
+    if tokens is None:
+        # Written when there were palettes only.
+        layout, token_hash = token_layout(arguments), run.content["palette_hash"]
+    else:
+        layout = TokenLayout(**{field.name: tokens[field.name] for field in dataclasses.fields(TokenLayout)})
+        token_hash = tokens["token_hash"]
+    shape = _shape(model_config(arguments, layout), run.metrics["parameters"])
+    return CardFacts(name, arguments.objective, shape, layout.token_kind, token_hash, results, **others)
 
 
 def _shape(config: "ImageGPTConfig", parameters: int) -> dict[str, Any]:
@@ -133,5 +149,5 @@ def _shape(config: "ImageGPTConfig", parameters: int) -> dict[str, Any]:
         "heads": config.num_attention_heads,
         "parameters": parameters,
         "grid": config.grid,
-        "colors": config.num_values,
+        "values": config.num_values,
     }

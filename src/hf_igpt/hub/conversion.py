@@ -11,6 +11,7 @@ import torch
 from hf_igpt.configuration_igpt import SLIDING
 from hf_igpt.hub.openai import CENTERS, is_tensorflow_checkpoint, read_centers, read_variables, variables_to_igpt
 from hf_igpt.native_igpt import SHARED_FIELDS, TRANSPOSED
+from hf_igpt.token_kinds_igpt import PALETTE
 
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Converted:
             "target_format": self.target_format,
             "class": type(self.model).__name__,
             "parameters": self.model.num_parameters(),
-            "palette_hash": self.processor.palette_hash,
+            "token_hash": self.processor.token_hash,
             "notes": self.notes,
         }
 
@@ -209,6 +210,7 @@ def _check_expressible(model: "ImageGPTPreTrainedModel") -> None:
         "masked attention": not config.is_causal,
         "windows of attention": SLIDING in config.attention_types,
         f"{config.num_channels} tokens a cell": config.num_channels != 1,
+        f"tokens of the kind {config.token_kind}": config.token_kind not in (None, PALETTE),
         "a classifier behind the start token": type(model).__name__ == "ImageGPTForImageClassification"
         and config.use_start_token,
         "a classifier of another layer than the last": config.pooler_layer not in (None, config.num_hidden_layers),

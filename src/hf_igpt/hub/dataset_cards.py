@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_igpt.data.token_repository import PALETTE, TOKENS
+from hf_igpt.data.token_repository import TOKENS, processor_folder
 from hf_igpt.hub.card_text import code, escaped, plain_line, single_gaps, table
 from hf_igpt.hub.repository_names import hub_name
+from hf_igpt.token_kinds_igpt import PALETTE, RGB, VQVAE, describe_tokens
 
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from huggingface_hub import DatasetCard
 
 TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
+_MEANINGS = {
+    PALETTE: "Token t is colour t of the palette in",
+    RGB: "The tokens of a pixel are its levels of red, green and blue, as the image processor makes them in",
+    VQVAE: "Token t is code t of the VQ-VAE that belongs to",
+}
 TAGS = ("hf-igpt", "image-gpt", "tokens")
 
 
@@ -22,7 +28,7 @@ def dataset_card(
     name: str,
     tokens: "DatasetDict",
     *,
-    palette_sha256: str,
+    processor_sha256: str,
     results: dict[str, Any] | None = None,
     license: str | None = None,
     dataset: str | None = None,
@@ -33,7 +39,7 @@ def dataset_card(
     Args:
         name: repository.
         tokens: the splits.
-        palette_sha256: of the image processor's file.
+        processor_sha256: of the image processor's file.
         results: the results.json of the tokenizing, where there is one.
         license: a licence's name on the Hub.
         dataset: name on the Hub of the images, where the record has only a local path.
@@ -59,14 +65,14 @@ def dataset_card(
         title=escaped(name),
         name=name,
         summary=(
-            f"Images of {code(source['name'])} as colour tokens for Image GPT: {height}x{width} pixels of "
-            f"{info['num_values']} colours. The images themselves are not here."
+            f"Images of {code(source['name'])} as tokens for Image GPT: {height}x{width} cells of "
+            f"{describe_tokens(info['token_kind'], info['num_values'])}."
         ),
-        facts="\n".join(f"- {line}" for line in _facts(info, palette_sha256)),
+        facts="\n".join(f"- {line}" for line in _facts(info, processor_sha256)),
         splits=table(("split", "images", "columns"), _splits(tokens)),
-        usage=_usage(name, next(iter(tokens))),
+        usage=_usage(name, next(iter(tokens)), processor_folder(info["token_kind"])),
         making="\n".join(f"- {line}" for line in _making(info, source, results)),
-        limits="\n".join(f"- {line}" for line in _limits(source, license)),
+        limits="\n".join(f"- {line}" for line in _limits(info, source, license)),
         version=hf_igpt.__version__,
     )
     return DatasetCard(single_gaps(str(card)))
@@ -90,15 +96,16 @@ def _files(split: str) -> dict[str, str]:
     return {"split": split, "path": f"{TOKENS}/{split}/*.arrow"}
 
 
-def _facts(info: dict[str, Any], palette_sha256: str) -> Iterator[str]:
+def _facts(info: dict[str, Any], processor_sha256: str) -> Iterator[str]:
     height, width = info["grid"]
     yield (
         f"{code('input_ids')}: {height * width * info['num_channels']} tokens of 0 to {info['num_values'] - 1}, the "
-        f"pixels of a grid of {height} rows and {width} columns in raster order, without a start token."
+        f"cells of a grid of {height} rows and {width} columns in raster order, without a start token."
     )
+    file = f"{processor_folder(info['token_kind'])}/preprocessor_config.json"
     yield (
-        f"Token t is colour t of the palette in {code(f'{PALETTE}/preprocessor_config.json')} (palette hash "
-        f"{code(info['palette_hash'])}, SHA-256 of the file {code(palette_sha256)})."
+        f"{_MEANINGS[info['token_kind']]} {code(file)} (hash {code(info['token_hash'])}, SHA-256 of the file "
+        f"{code(processor_sha256)})."
     )
     settings = ", ".join(f"{name} {json.dumps(value)}" for name, value in info["processor"].items())
     yield f"The image processor's settings: {code(settings)}."
@@ -109,7 +116,7 @@ def _splits(tokens: "DatasetDict") -> Iterator[tuple[str, ...]]:
         yield code(name), f"{len(split):,}", ", ".join(map(code, split.column_names))
 
 
-def _usage(name: str, split: str) -> str:
+def _usage(name: str, split: str, processor: str) -> str:
     return "\n".join(
         [
             "from datasets import load_dataset",
@@ -118,8 +125,8 @@ def _usage(name: str, split: str) -> str:
             "",
             f"name = {json.dumps(name)}",
             f"tokens = load_dataset(name, split={json.dumps(split)})",
-            'folder = snapshot_download(name, repo_type="dataset", allow_patterns="palette/*")',
-            'processor = IGPTImageProcessor.from_pretrained(f"{folder}/palette")',
+            f'folder = snapshot_download(name, repo_type="dataset", allow_patterns="{processor}/*")',
+            f'processor = IGPTImageProcessor.from_pretrained(f"{{folder}}/{processor}")',
             'images = processor.decode(tokens[:4]["input_ids"])  # Pillow images',
         ]
     )
@@ -139,8 +146,11 @@ def _making(info: dict[str, Any], source: dict[str, Any], results: dict[str, Any
     yield f"Command: {code(results['command'])}{made_at}."
 
 
-def _limits(source: dict[str, Any], license: str | None) -> Iterator[str]:
-    yield "The images can't be had back from the tokens: their colours and their size are reduced."
+def _limits(info: dict[str, Any], source: dict[str, Any], license: str | None) -> Iterator[str]:
+    if info["token_kind"] == RGB:
+        yield "The tokens hold the images without loss at the size of the grid: who publishes them publishes images."
+    else:
+        yield "The images can't be had back from the tokens: their colours and their size are reduced."
     yield f"Whatever holds for {code(source['name'])}, its terms included, holds for what is derived from it."
     if license is None:
         yield "No licence is stated: ask the authors before you use it."

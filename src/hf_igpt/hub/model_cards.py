@@ -42,8 +42,7 @@ def model_card(facts: CardFacts) -> "ModelCard":
     shape = facts.shape
     summary = (
         f"{_SUMMARIES[facts.head]} {shape['layers']} layers, {shape['width']} wide, {shape['heads']} heads, "
-        f"{shape['parameters']:,} parameters; images of {shape['grid'][0]}x{shape['grid'][1]} pixels in "
-        f"{shape['colors']} colours (palette {code(facts.palette_hash)})."
+        f"{shape['parameters']:,} parameters; images are {facts.tokens} (hash {code(facts.token_hash)})."
     )
     card = ModelCard.from_template(
         _card_data(facts),
@@ -156,7 +155,7 @@ def _making(facts: CardFacts) -> Iterator[str]:
     for palette in facts.of_kind("palette"):
         psnr = palette.metrics["psnr_db"]
         quality = "without loss" if psnr is None else f"with a PSNR of {psnr:.1f} dB"
-        yield f"Palette {code(facts.palette_hash)}: {facts.shape['colors']} colours, which show its images {quality}."
+        yield f"Palette {code(facts.token_hash)}: {facts.shape['values']} colours, which show its images {quality}."
 
 
 def _data_sentence(facts: CardFacts) -> str:
@@ -202,11 +201,7 @@ def _commands(facts: CardFacts) -> Iterator[tuple[str, ...]]:
 
 def _limits(facts: CardFacts) -> Iterator[str]:
     """What a reader must not expect, from what was and what wasn't measured."""
-    height, width = facts.shape["grid"]
-    yield (
-        f"It sees {height}x{width} pixels of {facts.shape['colors']} colours. Larger images are reduced, and colours "
-        "replaced by the nearest of its palette."
-    )
+    yield f"It sees {facts.tokens}. Larger images are reduced, and what these can't tell is lost."
     data = code(facts.dataset_name) if facts.dataset_name else "its training images"
     yield f"It learnt from {data} alone: it knows what is shown there, and draws nothing else."
     if facts.head == "masked" and not any("bound_nats_per_token" in r.metrics for r in facts.of_kind("likelihood")):

@@ -123,7 +123,7 @@ def stage_tokens(
 
     Args:
         tokens: folder of `save_tokens`.
-        palette: folder of an image processor.
+        palette: folder of the image processor.
         folder: an empty one.
         name: of the repository.
 
@@ -131,10 +131,9 @@ def stage_tokens(
         ValueError: the tokens are damaged, or were made with another palette.
     """
     from hf_igpt import IGPTImageProcessor
-    from hf_igpt.data.token_repository import PALETTE, TOKENS
+    from hf_igpt.data.token_repository import TOKENS, processor_folder
     from hf_igpt.data.token_store import check_tokens, load_tokens
     from hf_igpt.hub.dataset_cards import dataset_card
-    from hf_igpt.plots import palette_swatch, save_png
     from hf_igpt.results import RESULTS, read_results
 
     if options.base_model:
@@ -142,15 +141,16 @@ def stage_tokens(
     splits, processor = load_tokens(tokens), IGPTImageProcessor.from_pretrained(palette)
     info = check_tokens(splits, processor)
     shutil.copytree(tokens, folder / TOKENS)
-    processor.save_pretrained(folder / PALETTE)
-    code_files(folder / PALETTE)
+    inner = folder / processor_folder(processor.token_kind)
+    processor.save_pretrained(inner)
+    code_files(inner)
     (folder / "images").mkdir()
-    save_png(palette_swatch(processor.palette), folder / "images" / "palette.png")
+    _palette_picture(processor, folder)
     results = Path(tokens) / RESULTS
     card = dataset_card(
         name,
         splits,
-        palette_sha256=sha256(folder / PALETTE / "preprocessor_config.json"),
+        processor_sha256=sha256(inner / "preprocessor_config.json"),
         results=read_results(results) if results.is_file() else None,
         license=options.license,
         dataset=options.dataset,
@@ -198,7 +198,7 @@ def _with_unique_names(results: list[Result]) -> list[Result]:
 def _pictures(results: Sequence[Result], processor: "IGPTImageProcessor", folder: Path) -> dict[str, str]:
     """Draws the pictures that go with the results, and copies the grids of samples; captions by path."""
     from hf_igpt.figures import save_layer_curve
-    from hf_igpt.plots import palette_swatch, save_loss_curve, save_png
+    from hf_igpt.plots import save_loss_curve
 
     (folder / "images").mkdir()
     captions = {}
@@ -218,6 +218,14 @@ def _pictures(results: Sequence[Result], processor: "IGPTImageProcessor", folder
             captions["images/loss.png"] = "Loss over the steps of pretraining"
     if not any(path.endswith("samples.png") for path in captions):
         logger.warning("There is no grid of samples beside the checkpoint: `hf-igpt sample` draws one for the card.")
+    return captions | _palette_picture(processor, folder)
+
+
+def _palette_picture(processor: "IGPTImageProcessor", folder: Path) -> dict[str, str]:
+    """Draws the palette where there is one; its caption by path."""
+    from hf_igpt.plots import palette_swatch, save_png
+
+    if processor.palette is None:
+        return {}
     save_png(palette_swatch(processor.palette), folder / "images" / "palette.png")
-    captions["images/palette.png"] = f"The palette's {processor.num_colors} colours"
-    return captions
+    return {"images/palette.png": f"The palette's {processor.num_colors} colours"}

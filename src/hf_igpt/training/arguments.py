@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from operator import not_
 
 from hf_igpt.arguments import option
+from hf_igpt.data.augmentation import check_token_augmentation
 from hf_igpt.data.masking import PAPER_RATE, UNIFORM
-from hf_igpt.data.options import GridOptions, ImageOptions
+from hf_igpt.data.options import ImageOptions, TokenOptions
+from hf_igpt.token_kinds_igpt import VQVAE
 
 
 @dataclass(kw_only=True)
@@ -64,7 +66,7 @@ class TrainerOptions:
 
 
 @dataclass(kw_only=True)
-class PretrainArguments(TrainerOptions, ImageOptions, GridOptions):
+class PretrainArguments(TrainerOptions, ImageOptions, TokenOptions):
     """Options of pretrain: where to write, which images, which tokens, which model, how to train, what to log."""
 
     output_dir: str = option("outputs/pretrain", "folder for everything the run writes")
@@ -137,7 +139,21 @@ class PretrainArguments(TrainerOptions, ImageOptions, GridOptions):
     sample_steps: int = option(0, "optimizer steps between grids of samples; 0 draws none", low=0)
 
     def check(self) -> None:
-        """Raises ValueError for options about images where there are only tokens, since they would have no effect."""
+        """
+        Raises:
+            ValueError: options that have no effect beside others: about images where there are only tokens, about
+                palettes where there are none; or a VQ-VAE is wanted and none is named.
+        """
+        self.check_tokens()
+        check_token_augmentation(self.augmentation, self.token_kind)
+        is_named = self.vqvae or self.palette or self.tokens or self.init_from
+        if self.token_kind == VQVAE and not is_named:
+            raise ValueError("`token_kind: vqvae` needs `vqvae`, the folder or Hub name of one: see train_vqvae.")
+        if self.vqvae is not None and (self.palette or self.tokens or self.init_from):
+            raise ValueError(
+                "`vqvae` has no effect beside `palette`, `tokens` or `init_from`, which name what makes the tokens. "
+                "Leave it out."
+            )
         if self.tokens is None:
             return
         names = [field.name for field in dataclasses.fields(ImageOptions) if field.name != "dataset_name"]

@@ -108,7 +108,7 @@ def _check(arguments: "FinetuneArguments", checkpoint: Checkpoint) -> "FinetuneA
     """Everything that can be wrong before data is read; the options with the defaults that depend on others."""
     import matplotlib.figure  # noqa: F401  # if it is missing, that is said here and not after the training
 
-    from hf_igpt.data.augmentation import check_augmentation
+    from hf_igpt.data.augmentation import check_augmentation, check_token_augmentation
     from hf_igpt.data.masking import PAPER_RATE
     from hf_igpt.data.options import mask_options
     from hf_igpt.evaluation.ensembles import ENSEMBLE_MASKS
@@ -122,6 +122,7 @@ def _check(arguments: "FinetuneArguments", checkpoint: Checkpoint) -> "FinetuneA
         check_centre_crop(checkpoint.processor)
     else:
         check_augmentation(arguments.augmentation, config.grid, arguments.augmentation_padding)
+        check_token_augmentation(arguments.augmentation, checkpoint.processor.token_kind)
     if arguments.pooler_layer is not None and arguments.pooler_layer > config.num_hidden_layers:
         raise ValueError(
             f"`pooler_layer` must be from 0 to {config.num_hidden_layers}, the final norm of {checkpoint.name}, got "
@@ -211,7 +212,7 @@ def _build_trainer(settings: "FinetuneArguments", checkpoint: Checkpoint, data: 
     from transformers import set_seed
 
     from hf_igpt.data.loading import ClassCollator
-    from hf_igpt.data.masking import Masking
+    from hf_igpt.data.masking import masking_for
     from hf_igpt.training.finetune_trainer import METRIC, FinetuneTrainer
 
     set_seed(settings.seed)
@@ -236,7 +237,7 @@ def _build_trainer(settings: "FinetuneArguments", checkpoint: Checkpoint, data: 
         lr_scheduler_type="constant_with_warmup",
         **(choice if validates else {}),
     )
-    masking = None if config.is_causal else Masking(config.n_positions, settings.mask_rate, settings.seed)
+    masking = None if config.is_causal else masking_for(config, settings.mask_rate, settings.seed)
     return FinetuneTrainer(
         model,
         training,
@@ -284,6 +285,7 @@ def _write(
     metrics: dict[str, Any],
     session: dict[str, Any],
 ) -> dict[str, Any]:
+    from hf_igpt.data.token_store import token_meaning
     from hf_igpt.plots import save_loss_curve
     from hf_igpt.results import write_results
     from hf_igpt.training.throughput import training_seconds
@@ -308,6 +310,6 @@ def _write(
         training_seconds=training_seconds(trainer.state.log_history, settings.total_batch_size),
         **session,
         processes=trainer.args.world_size,
-        palette_hash=checkpoint.processor.palette_hash,
+        tokens=token_meaning(checkpoint.processor),
         log_history=trainer.state.log_history,
     )

@@ -1,5 +1,6 @@
 """The weights that pretraining begins with where it goes on from a checkpoint, of the same grid or of another."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,12 @@ if TYPE_CHECKING:
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
     from hf_igpt.modeling_igpt import ImageGPTPreTrainedModel
 
-# Fields that may differ: they change neither the shape nor the meaning of a weight, but for the positions. The number
-# of colours follows from the palettes, which are compared themselves.
+# Fields that may differ: they change neither the shape nor the meaning of a weight, but for the positions. Kind and
+# number of values follow from the tokens, which are compared themselves.
 FREE_FIELDS = frozenset(
     {
         "vocab_size",
+        "token_kind",
         "bos_token_id",
         "image_size",
         "layer_types",
@@ -40,7 +42,7 @@ class InitialWeights:
 
     Args:
         model: with the head that it was pretrained with.
-        processor: its image processor, whose palette its tokens are of.
+        processor: its image processor, which makes its tokens.
         digest: SHA-256 of its weights.
     """
 
@@ -49,13 +51,18 @@ class InitialWeights:
     digest: str
 
 
-def load_initial_weights(name_or_path: str, config: ImageGPTConfig) -> InitialWeights:
+def load_initial_weights(
+    name_or_path: str, config_for: "Callable[[IGPTImageProcessor], ImageGPTConfig]"
+) -> InitialWeights:
     """
-    Reads a checkpoint for a model with this config.
+    Reads a checkpoint to begin with.
+
+    Args:
+        config_for: gives the config of the model that is to begin with it, for the checkpoint's tokens.
 
     Raises:
         ValueError: there is no whole checkpoint, or the model is another one in more than its grid, its windows of
-            attention, its dropout and its number of colours.
+            attention and its dropout.
     """
     from hf_igpt.training.objectives import model_class
     from hf_igpt.weights import load_verified, weights_digest
@@ -64,6 +71,7 @@ def load_initial_weights(name_or_path: str, config: ImageGPTConfig) -> InitialWe
         model, processor = load_verified(name_or_path, model_class)
     except OSError as error:
         raise ValueError(f"`init_from`: {name_or_path} is no checkpoint: {error}") from error
+    config = config_for(processor)
     for name in config.field_names():
         theirs, ours = getattr(model.config, name), getattr(config, name)
         if name not in FREE_FIELDS and theirs != ours:

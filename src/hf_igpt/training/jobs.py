@@ -63,7 +63,13 @@ def token_dataset(tokens: "Dataset", processor: "IGPTImageProcessor", **augmenta
     """A tokenized split as examples."""
     from hf_igpt.data.loading import TokenDataset
 
-    return TokenDataset(tokens, num_values=processor.num_colors, grid=processor.grid, **augmentation)
+    return TokenDataset(
+        tokens,
+        num_values=processor.num_values,
+        grid=processor.grid,
+        num_channels=processor.num_channels,
+        **augmentation,
+    )
 
 
 def check_centre_crop(processor: "IGPTImageProcessor") -> None:
@@ -91,7 +97,7 @@ def crop_dataset(
     return ImageTokenDataset(
         images,
         # The crops are drawn here, so the processor's own crop must not come on top.
-        type(processor)(size=processor.size, palette=processor.palette, resample=processor.resample),
+        processor.with_size(processor.size),
         image_column=source.image_column,
         label_column=label_column,
         seed=seed,

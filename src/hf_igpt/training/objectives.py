@@ -27,11 +27,11 @@ def model_class(config: "ImageGPTConfig") -> type["ImageGPTPreTrainedModel"]:
 def collator(arguments: "PretrainArguments", config: "ImageGPTConfig") -> "TokenCollator":
     """What makes a batch of tokenized images into the arguments of that head."""
     from hf_igpt.data.loading import MaskedTokenCollator, TokenCollator
-    from hf_igpt.data.masking import Masking
+    from hf_igpt.data.masking import masking_for
 
     if config.is_causal:
         return TokenCollator(config.num_values, config.n_positions)
-    masking = Masking(config.n_positions, arguments.mask_rate, arguments.seed)
+    masking = masking_for(config, arguments.mask_rate, arguments.seed)
     return MaskedTokenCollator(config.num_values, config.n_positions, masking=masking)
 
 

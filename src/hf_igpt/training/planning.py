@@ -4,17 +4,22 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_igpt.configuration_igpt import ImageGPTConfig
-from hf_igpt.data.options import grid_size
+from hf_igpt.data.options import TokenLayout, code_layout, token_layout
 from hf_igpt.data.sizes import KNOWN_SPLITS, known_training_images
+from hf_igpt.token_kinds_igpt import VQVAE
 from hf_igpt.training.cost import executed_flops, forward_flops, parameters, training_flops
 from hf_igpt.training.devices import REACHED, planned_device, resolved_precision
 from hf_igpt.training.memory import TrainingSetting, cache_bytes, training_memory
 from hf_igpt.training.plan_arguments import PlanArguments
 from hf_igpt.training.pretraining import model_config
 from hf_igpt.training.trainer_arguments import split_batch
+
+
+if TYPE_CHECKING:
+    from hf_igpt.image_processing_igpt import IGPTImageProcessor
 
 
 def plan(arguments: PlanArguments, name: str) -> dict[str, Any]:
@@ -29,13 +34,12 @@ def plan(arguments: PlanArguments, name: str) -> dict[str, Any]:
             of unknown size where the number of steps depends on it.
     """
     arguments.check()
-    size = grid_size(arguments)
-    num_colors, notes = _num_colors(arguments)
+    tokens, notes = _tokens(arguments)
     if arguments.torch_compile:
         notes.append(
             "Times and memory are those of a run that isn't compiled: `torch_compile` changes nothing in them."
         )
-    config = model_config(arguments, num_colors, (size["height"], size["width"]))
+    config = model_config(arguments, tokens)
     steps = optimizer_steps(arguments)
     images = steps * arguments.total_batch_size
     return {
@@ -74,17 +78,25 @@ def optimizer_steps(arguments: PlanArguments) -> int:
     return math.ceil(arguments.num_train_epochs * math.ceil(images / arguments.total_batch_size))
 
 
-def _num_colors(arguments: PlanArguments) -> tuple[int, list[str]]:
-    """Colours of the run's palette, and what is assumed about them."""
-    if arguments.palette is None:
-        return arguments.num_colors, []
-    if not Path(arguments.palette).is_dir():
-        return arguments.num_colors, [
-            f"The palette {arguments.palette} is not here: {arguments.num_colors} colours are assumed."
-        ]
-    from hf_igpt.image_processing_igpt import IGPTImageProcessor
+def _tokens(arguments: PlanArguments) -> tuple["TokenLayout | IGPTImageProcessor", list[str]]:
+    """The run's tokens, and what is assumed about them."""
+    if arguments.palette is not None and Path(arguments.palette).is_dir():
+        from hf_igpt.image_processing_igpt import IGPTImageProcessor
 
-    return IGPTImageProcessor.from_pretrained(arguments.palette).num_colors, []
+        return IGPTImageProcessor.from_pretrained(arguments.palette), []
+    if arguments.token_kind == VQVAE and (arguments.vqvae is None or not Path(arguments.vqvae).is_dir()):
+        from hf_igpt.configuration_igpt_vqvae import ImageGPTVQVAEConfig
+
+        config = ImageGPTVQVAEConfig()
+        layout = code_layout(arguments, config.codebook_size, config.downsampling)
+        return layout, [
+            f"The VQ-VAE is not here: {config.codebook_size} codes of {config.downsampling} x {config.downsampling} "
+            "pixels are assumed."
+        ]
+    layout = token_layout(arguments)
+    if arguments.palette is None:
+        return layout, []
+    return layout, [f"The palette {arguments.palette} is not here: {layout.num_values} colours are assumed."]
 
 
 def _on_device(arguments: PlanArguments, config: ImageGPTConfig, images: int, name: str) -> dict[str, Any]:

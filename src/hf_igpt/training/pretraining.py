@@ -6,8 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_igpt.data.token_repository import TOKENS, processor_folder
 from hf_igpt.processes import process_state
 from hf_igpt.storage import MANIFEST, sha256
+from hf_igpt.token_kinds_igpt import PALETTE
 from hf_igpt.training.jobs import (
     MODEL,
     announce,
@@ -27,12 +29,13 @@ if TYPE_CHECKING:
     from datasets import DatasetDict
 
     from hf_igpt.configuration_igpt import ImageGPTConfig
+    from hf_igpt.data.options import TokenLayout
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
     from hf_igpt.training.arguments import PretrainArguments
     from hf_igpt.training.initial_weights import InitialWeights
     from hf_igpt.training.trainer import IGPTTrainer
 
-PALETTE, TOKENS, CURVE = "palette", "tokens", "loss.png"
+CURVE = "loss.png"
 
 
 def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
@@ -60,7 +63,7 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
         else:
             source, (processor, tokens) = None, _ready_tokens(arguments, tokens_folder)
         if initial is not None:
-            _check_colors(processor, initial, arguments)
+            _check_meaning(processor, initial, arguments)
         trainer = _build_trainer(arguments, initial, source, processor, tokens)
         del initial  # weights as large as the model's own
         resumed_from = train_to_the_end(trainer)
@@ -80,16 +83,17 @@ def _check(arguments: "PretrainArguments") -> None:
     import matplotlib.figure  # noqa: F401  # if it is missing, that is said here and not after the training
 
     from hf_igpt.data.augmentation import check_augmentation
-    from hf_igpt.data.options import grid_size
+    from hf_igpt.data.options import grid_size, token_layout
     from hf_igpt.training.sharding import check_launcher
 
     check_launcher(arguments.dropout, arguments.gradient_checkpointing)
-    size = grid_size(arguments)
-    grid = (size["height"], size["width"])
-    model_config(arguments, arguments.num_colors, grid)
+    layout = token_layout(arguments)
+    if layout is not None:
+        model_config(arguments, layout)
     split_batch(arguments)
     trackers(arguments.report_to)
     if arguments.augmentation != "random_resized_crop":
+        grid = tuple(grid_size(arguments).values())
         check_augmentation(arguments.augmentation, grid, arguments.augmentation_padding)
     elif arguments.streaming or arguments.skip_damaged:
         raise ValueError(
@@ -106,39 +110,43 @@ def _check(arguments: "PretrainArguments") -> None:
 def _prepare(
     arguments: "PretrainArguments", initial: "InitialWeights | None", folder: Path, state: Any
 ) -> tuple[Any, Any, "DatasetDict"]:
-    """Palette and tokens: all processes make them together. Downloads are the first one's, and read by the others."""
-    from hf_igpt.data.options import grid_size, load_source
-    from hf_igpt.data.preparation import prepare_palette, prepare_tokens
-    from hf_igpt.image_processing_igpt import IGPTImageProcessor
+    """Processor and tokens, made by all processes together. Downloads are the first one's, and read by the others."""
+    from hf_igpt.data.options import load_source
+    from hf_igpt.data.preparation import prepare_tokens
 
     with state.main_process_first():
         source = load_source(arguments)
-    if arguments.palette is None and initial is not None:
-        crop = {} if arguments.crop_size is None else {"do_center_crop": True, "crop_size": arguments.crop_size}
-        processor = IGPTImageProcessor(
-            size=grid_size(arguments),
-            palette=initial.processor.palette,
-            resample=initial.processor.resample,
-            **crop,
-        )
-    elif arguments.palette is None:
-        processor = prepare_palette(
-            folder / PALETTE,
-            source,
-            num_colors=arguments.num_colors,
-            size=grid_size(arguments),
-            crop_size=arguments.crop_size,
-            seed=arguments.seed,
-            skip_damaged=arguments.skip_damaged,
-        )
-    else:
-        with state.main_process_first():
-            processor = IGPTImageProcessor.from_pretrained(arguments.palette)
-        _check_palette(processor, arguments)
+    processor = _processor(arguments, initial, source, folder, state)
     tokens = prepare_tokens(
         folder / TOKENS, source, processor, num_proc=arguments.num_proc, skip_damaged=arguments.skip_damaged
     )
     return source, processor, tokens
+
+
+def _processor(
+    arguments: "PretrainArguments", initial: "InitialWeights | None", source: Any, folder: Path, state: Any
+) -> "IGPTImageProcessor":
+    """What makes the tokens: named, that of the weights to begin with, or made here."""
+    from hf_igpt.data.options import crop_fields, grid_size
+    from hf_igpt.data.preparation import prepare_fixed, prepare_palette
+    from hf_igpt.image_processing_igpt import IGPTImageProcessor
+
+    if arguments.palette is not None:
+        with state.main_process_first():
+            processor = IGPTImageProcessor.from_pretrained(arguments.palette)
+        _check_given(processor, arguments)
+        return processor
+    if initial is not None:
+        return initial.processor.with_size(grid_size(arguments), **crop_fields(arguments.crop_size))
+    made = folder / processor_folder(arguments.token_kind)
+    options = {
+        "size": grid_size(arguments),
+        "crop_size": arguments.crop_size,
+        "skip_damaged": arguments.skip_damaged,
+    }
+    if arguments.token_kind == PALETTE:
+        return prepare_palette(made, source, num_colors=arguments.num_colors, seed=arguments.seed, **options)
+    return prepare_fixed(made, source, token_kind=arguments.token_kind, vqvae=arguments.vqvae, **options)
 
 
 def _find_tokens(arguments: "PretrainArguments", state: Any) -> Path | None:
@@ -157,20 +165,18 @@ def _tokens_identity(tokens_folder: Path | None) -> dict[str, str]:
 
 
 def _initial_weights(arguments: "PretrainArguments") -> "InitialWeights | None":
-    from hf_igpt.data.options import grid_size
     from hf_igpt.training.initial_weights import load_initial_weights
 
     if arguments.init_from is None:
         return None
-    size = grid_size(arguments)
-    config = model_config(arguments, arguments.num_colors, (size["height"], size["width"]))
-    initial = load_initial_weights(arguments.init_from, config)
-    is_palette_theirs = arguments.palette is None and arguments.tokens is None
-    if is_palette_theirs and arguments.num_colors != initial.processor.num_colors:
-        raise ValueError(
-            f"`num_colors` is {arguments.num_colors}, but the palette of {arguments.init_from} has "
-            f"{initial.processor.num_colors} colours, with which the run goes on. Give that number."
-        )
+    initial = load_initial_weights(arguments.init_from, lambda theirs: model_config(arguments, theirs))
+    if arguments.palette is None and arguments.tokens is None:
+        _check_kind(initial.processor, arguments, arguments.init_from)
+        if arguments.token_kind == PALETTE and arguments.num_colors != initial.processor.num_colors:
+            raise ValueError(
+                f"`num_colors` is {arguments.num_colors}, but the palette of {arguments.init_from} has "
+                f"{initial.processor.num_colors} colours, with which the run goes on. Give that number."
+            )
     return initial
 
 
@@ -179,53 +185,72 @@ def _weights_identity(initial: "InitialWeights | None") -> dict[str, str]:
     return {} if initial is None else {"initial_weights": initial.digest}
 
 
-def _check_colors(processor: "IGPTImageProcessor", initial: "InitialWeights", arguments: "PretrainArguments") -> None:
-    if processor.palette_hash != initial.processor.palette_hash:
+def _check_meaning(processor: "IGPTImageProcessor", initial: "InitialWeights", arguments: "PretrainArguments") -> None:
+    theirs, ours = ((owner.token_kind, owner.token_hash) for owner in (initial.processor, processor))
+    if theirs != ours:
         raise ValueError(
-            f"`init_from`: the tokens of {arguments.init_from} are of palette {initial.processor.palette_hash}, those "
-            f"of {arguments.palette or arguments.tokens} of {processor.palette_hash}, so that they mean other "
-            "colours. Leave `palette` out, or tokenize with the checkpoint's."
+            f"`init_from`: the tokens of {arguments.init_from} are of {' '.join(theirs)}, those of "
+            f"{arguments.palette or arguments.tokens} of {' '.join(ours)}, so that they mean something else. Leave "
+            "`palette` out, or tokenize with the checkpoint's."
         )
 
 
 def _ready_tokens(arguments: "PretrainArguments", folder: Path) -> "tuple[IGPTImageProcessor, DatasetDict]":
     """Tokens that were made before, and the image processor that made them."""
-    from hf_igpt.data.token_repository import palette_beside
+    from hf_igpt.data.token_repository import processor_beside
     from hf_igpt.data.token_store import check_tokens, load_tokens
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
 
     tokens = load_tokens(folder)
-    processor = IGPTImageProcessor.from_pretrained(arguments.palette or palette_beside(folder))
+    processor = IGPTImageProcessor.from_pretrained(arguments.palette or processor_beside(folder))
     check_tokens(tokens, processor)
-    _check_palette(processor, arguments)
+    _check_given(processor, arguments)
     if "train" not in tokens:
         raise ValueError(f"{arguments.tokens} has no split 'train', only {', '.join(tokens)}.")
     return processor, tokens
 
 
-def _check_palette(processor: "IGPTImageProcessor", arguments: "PretrainArguments") -> None:
+def _check_given(processor: "IGPTImageProcessor", arguments: "PretrainArguments") -> None:
     from hf_igpt.data.options import grid_size
 
+    name = arguments.palette or arguments.tokens
+    _check_kind(processor, arguments, name)
     if processor.size != grid_size(arguments):
         raise ValueError(
-            f"`image_size` is {arguments.image_size}, but the processor of {arguments.palette or arguments.tokens} "
-            f"makes grids of {processor.size}. Give the same size, or fit a palette for it."
+            f"`image_size` is {arguments.image_size}, but the processor of {name} brings images to {processor.size}. "
+            "Give the same size, or fit a palette for it."
         )
 
 
-def model_config(arguments: "PretrainArguments", num_colors: int, grid: tuple[int, int]) -> "ImageGPTConfig":
-    """The config of the model that the options ask for, for a palette and a grid of (height, width)."""
+def _check_kind(processor: "IGPTImageProcessor", arguments: "PretrainArguments", name: str | None) -> None:
+    if processor.token_kind != arguments.token_kind:
+        raise ValueError(
+            f"`token_kind` is {arguments.token_kind!r}, but the tokens of {name} are of the kind "
+            f"{processor.token_kind!r}. Give that kind, or other tokens."
+        )
+
+
+def model_config(
+    arguments: "PretrainArguments", tokens: "TokenLayout | IGPTImageProcessor | ImageGPTConfig"
+) -> "ImageGPTConfig":
+    """The config of the model that the options ask for, for such tokens."""
     from hf_igpt.configuration_igpt import PRESETS, ImageGPTConfig
     from hf_igpt.training.attention_windows import attention_fields
 
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads")
     sizes = PRESETS[arguments.preset] if arguments.preset else {name: getattr(arguments, name) for name in names}
     windows = attention_fields(
-        arguments.attention_window_rows, arguments.full_attention_every, sizes["num_hidden_layers"], grid
+        arguments.attention_window_rows,
+        arguments.full_attention_every,
+        sizes["num_hidden_layers"],
+        tokens.grid,
+        tokens.num_channels,
     )
     return ImageGPTConfig(
-        vocab_size=num_colors + 1,
-        image_size=list(grid),
+        vocab_size=tokens.num_values + 1,
+        image_size=list(tokens.grid),
+        num_channels=tokens.num_channels,
+        token_kind=tokens.token_kind,
         is_causal=arguments.objective == "next_pixel",
         embd_pdrop=arguments.dropout,
         resid_pdrop=arguments.dropout,
@@ -249,7 +274,7 @@ def _build_trainer(
     from hf_igpt.training.trainer import IGPTTrainer
 
     set_seed(arguments.seed)
-    config = model_config(arguments, processor.num_colors, processor.grid)
+    config = model_config(arguments, processor)
     training = training_arguments(arguments, len(tokens["train"]))
     # `from_config` picks the attention backend; a checkpoint of another backend loads all the same.
     model = model_class(config)._from_config(config, attn_implementation=arguments.attn_implementation)
@@ -319,7 +344,7 @@ def _write(
     metrics: dict[str, Any],
     session: dict[str, Any],
 ) -> dict[str, Any]:
-    from hf_igpt.data.token_store import tokens_info
+    from hf_igpt.data.token_store import token_meaning, tokens_info
     from hf_igpt.plots import save_loss_curve
     from hf_igpt.results import write_results
     from hf_igpt.training.throughput import training_seconds
@@ -339,6 +364,6 @@ def _write(
         processes=trainer.args.world_size,
         dataset=info["source"],
         skipped=info["skipped"],
-        palette_hash=trainer.processing_class.palette_hash,
+        tokens=token_meaning(trainer.processing_class),
         log_history=trainer.state.log_history,
     )
