@@ -70,7 +70,7 @@ def test_every_kind_says_what_a_model_must_know(processor):
 def test_rgb_is_lossless(height, width, count, seed):
     images = random_images(count, height, width, seed)
     processor = make_processor("rgb", {"height": height, "width": width})
-    tokens = processor(images).input_ids
+    tokens = processor(list(map(Image.fromarray, images))).input_ids
     np.testing.assert_array_equal(tokens.reshape(images.shape), images)
     np.testing.assert_array_equal(processor.decode_pixels(tokens), images)
 

@@ -475,7 +475,7 @@ class ImageGPTVQVAEModel(SavedOverMixin, PreTrainedModel):
         return iter(batch.split(rows)) if len(batch) else iter(())
 
     def _checked_pixels(self, pixels: Any) -> torch.Tensor:
-        pixels = torch.from_numpy(np.ascontiguousarray(pixels)) if isinstance(pixels, np.ndarray) else pixels
+        pixels = torch.from_numpy(np.require(pixels, requirements="CW")) if isinstance(pixels, np.ndarray) else pixels
         is_rgb = torch.is_tensor(pixels) and pixels.dtype == torch.uint8 and pixels.dim() == 4 and pixels.shape[3] == 3
         if not is_rgb:
             raise ValueError(f"`pixels` must be uint8 of shape (images, height, width, 3), got {_described(pixels)}.")

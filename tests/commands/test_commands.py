@@ -334,11 +334,11 @@ def test_palettes_that_disagree_are_refused(run, finished, tmp_path):
     assert tokenized.status == 0 and tokenized.results["metrics"]["num_images"]["test"] == 10
     for command in ("evaluate", "sample"):
         cause = run(command, "--model", "out/model", "--tokens", "tokens", cwd=work).cause
-        assert "`palette_hash`" in cause and own.palette_hash in cause and other.palette_hash in cause
+        assert "`token_hash`" in cause and own.token_hash in cause and other.token_hash in cause
     shutil.copy(work / "other/preprocessor_config.json", work / "out/model")
     assert "preprocessor_config.json in out/model has" in run("evaluate", "--model", "out/model", cwd=work).cause
     (work / "out/model/manifest.json").unlink()
-    assert other.palette_hash in run("evaluate", "--model", "out/model", cwd=work).cause
+    assert other.token_hash in run("evaluate", "--model", "out/model", cwd=work).cause
     IGPTImageProcessor(size=own.size, palette=own.palette[:5]).save_pretrained(work / "out/model")
     assert "the palette has 5 colours" in run("sample", "--model", "out/model", cwd=work).cause
 

@@ -291,10 +291,10 @@ def test_checkpoints_that_cannot_be(run, pretrained, tmp_path):
     own = IGPTImageProcessor.from_pretrained(work / "out/model")
     tokens = load_tokens(work / "out/tokens")
     for split in tokens.values():
-        split.info.description = split.info.description.replace(own.palette_hash, "another")
+        split.info.description = split.info.description.replace(own.token_hash, "another")
     save_tokens(tokens, work / "other")
     cause = run("finetune", *flags(tokens="other"), cwd=work).cause
-    assert "`palette_hash` of the tokens is another" in cause and own.palette_hash in cause
+    assert "`token_hash` of the tokens is another" in cause and own.token_hash in cause
     (work / "out/model/manifest.json").unlink()
     (work / "out/model/training_args.json").unlink()
     cause = run("finetune", *flags(learning_rate=None), cwd=work).cause

@@ -121,7 +121,7 @@ def test_tokens_are_published_and_trained_on(place, trained):
     assert b"source_datasets:\n- acme/digits" in place.files(f"datasets/{TOKENS}")["README.md"]
     options = ("--output_dir", "again", "--tokens", TOKENS, "--max_images", "null")
     again = place.command("pretrain", "tiny.yaml", *options)
-    assert again["palette_hash"] == trained["palette_hash"]
+    assert again["tokens"]["token_hash"] == trained["tokens"]["token_hash"]
     assert again["dataset"] == trained["dataset"]
     assert again["model_sha256"] == trained["model_sha256"]
     place.command("evaluate", "--model", "again/model", "--tokens", TOKENS, "--split", "validation")

@@ -100,7 +100,7 @@ def test_only_what_belongs_to_a_release_is_in_it(model_folder, release):
     for planted in (".env", "notebook.ipynb", "training_args.bin", "data.csv"):
         (model_folder.parent / planted).write_text("private")
     stage_model(model_folder, release, NAME)
-    rest = {name for name in names(release) if not re.fullmatch(r"\w+_igpt\.py", name)}
+    rest = {name for name in names(release) if not re.fullmatch(r"\w+_igpt\w*\.py", name)}
     assert rest == {
         "README.md",
         "config.json",
@@ -248,9 +248,11 @@ def facts_with(text: str) -> CardFacts:
             "validation": {"nats_per_token": 1.5},
         },
     }
-    shape = {"layers": 1, "width": 2, "heads": 1, "parameters": 3, "grid": (4, 4), "colors": 5}
+    shape = {"layers": 1, "width": 2, "heads": 1, "parameters": 3, "grid": (4, 4), "values": 5}
     results = [Result("pretraining", text or "x", content)]
-    return CardFacts(NAME, "next_pixel", shape, "abcd", results, pictures={"images/p.png": text}, tags=[text])
+    return CardFacts(
+        NAME, "next_pixel", shape, "palette", "abcd", results, pictures={"images/p.png": text}, tags=[text]
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -313,7 +315,7 @@ def test_tokens_are_published_with_palette_and_card(tokens_folder, release):
     assert card.data.license == "mit"
     assert card.data.source_datasets == ["acme/images"]
     processor = IGPTImageProcessor.from_pretrained(release / "palette")
-    for text in ("acme/images", "5" * 40, "4x4 pixels of 7 colours", processor.palette_hash):
+    for text in ("acme/images", "5" * 40, "4x4 cells of 7 colours", processor.token_hash):
         assert text in card.text
     loaded = datasets.load_dataset(str(release), cache_dir=str(release.parent / "cache"))
     expected = load_tokens(tokens_folder)

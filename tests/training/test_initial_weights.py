@@ -122,7 +122,7 @@ def test_a_run_goes_on_at_twice_the_size_with_the_palette_of_the_checkpoint(tmp_
     results = pretrain(PretrainArguments(**options, **windows, init_from="small"))
     model = ImageGPTForCausalImageModeling.from_pretrained("out/model")
     processor, palette = (IGPTImageProcessor.from_pretrained(name) for name in ("out/model", "small"))
-    assert (processor.grid, processor.palette_hash) == ((8, 8), palette.palette_hash)
+    assert (processor.grid, processor.token_hash) == ((8, 8), palette.token_hash)
     assert model.config.layer_types == ["sliding_attention", "full_attention"] and model.config.sliding_window == 16
     expected = small.state_dict()
     positions = resample_positions(expected["transformer.wpe.weight"], small.config, model.config)
