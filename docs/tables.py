@@ -20,6 +20,7 @@ from typing import Any
 from hf_igpt.arguments import SHIPPED_RECIPES, shipped_recipes
 from hf_igpt.commands.main import COMMANDS, CONFIGURATIONS, SHARED_BY_PROCESSES
 from hf_igpt.configuration_igpt import ImageGPTConfig
+from hf_igpt.data.token_store import token_hash_in
 from hf_igpt.evaluation.features import layer_window
 from hf_igpt.parallel_decoding_igpt import FORECASTS
 from hf_igpt.results import read_results
@@ -643,7 +644,7 @@ def bits_per_dim_table() -> str:
 
 
 def _same_palette(run: str, colors: dict[str, Any]) -> None:
-    if (palette := read_results(RESULTS / f"{run}.json")["palette_hash"]) != colors["palette_hash"]:
+    if (palette := token_hash_in(read_results(RESULTS / f"{run}.json"))) != token_hash_in(colors):
         raise ValueError(f"The colours were measured with another palette than that of {run}, {palette}.")
 
 

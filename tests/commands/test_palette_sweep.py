@@ -11,6 +11,7 @@ from PIL import Image
 from tiny_recipe import TINY
 
 from hf_igpt import IGPTImageProcessor
+from hf_igpt.data.options import TokenLayout
 from hf_igpt.data.token_store import load_tokens
 from hf_igpt.training.arguments import PretrainArguments
 from hf_igpt.training.cost import training_flops
@@ -120,9 +121,13 @@ def test_what_is_refused_before_anything_is_trained(run, tmp_path, arguments, me
 
 
 def test_steps_by_hand():
-    arguments = PretrainArguments(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_steps=100)
-    steps = equal_steps(arguments, [8, 4096], (8, 8))
-    costs = {size: training_flops(model_config(arguments, size, (8, 8))) for size in (8, 4096)}
+    arguments = PretrainArguments(
+        image_size=[8], hidden_size=16, num_hidden_layers=1, num_attention_heads=2, max_steps=100
+    )
+    steps = equal_steps(arguments, [8, 4096])
+    costs = {
+        size: training_flops(model_config(arguments, TokenLayout("palette", size, 1, (8, 8)))) for size in (8, 4096)
+    }
     assert steps == {8: 100, 4096: round(100 * costs[8] / costs[4096])} and 1 <= steps[4096] < 20
 
 

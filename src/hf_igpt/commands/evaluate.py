@@ -13,6 +13,7 @@ from typing import Any
 from hf_igpt.arguments import option, parse_arguments
 from hf_igpt.commands.running import run_command, use_cpu_threads
 from hf_igpt.evaluation.color_density import DENSITIES, EMPIRICAL, FIXED_SMOOTHING, UNIFORM
+from hf_igpt.token_kinds_igpt import PALETTE
 
 
 @dataclass(kw_only=True)
@@ -120,8 +121,8 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
 
 def _color_density(arguments, model, processor) -> str | None:
     """How the colours are counted; None for models that say nothing of them, which can't use the option."""
-    kind = getattr(processor, "token_kind", "palette")
-    if kind == "palette" and model.config.is_causal:
+    kind = processor.token_kind
+    if kind == PALETTE and model.config.is_causal:
         return arguments.color_density or UNIFORM
     if arguments.color_density is not None:
         what = f"has {kind} tokens" if model.config.is_causal else "is a masked model"
@@ -146,6 +147,7 @@ def _score(arguments, model, processor, tokens, folder, made_from, masks, colors
     import numpy as np
     from tqdm.auto import tqdm
 
+    from hf_igpt.data.token_store import token_meaning
     from hf_igpt.evaluation import baselines, log_likelihood, masked_metrics
     from hf_igpt.results import write_results
     from hf_igpt.stages import write_stage
@@ -176,7 +178,7 @@ def _score(arguments, model, processor, tokens, folder, made_from, masks, colors
             arguments=asdict(arguments),
             wall_seconds=time.perf_counter() - started,
             model_sha256=made_from["model"],
-            palette_hash=processor.palette_hash,
+            tokens=token_meaning(processor),
             seeds={"masks": masks["seed"]} if masks else None,
         )
 

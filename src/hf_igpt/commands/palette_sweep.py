@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PLOT, TABLE = "palette-sweep.png", "table.md"
 # Options of pretrain that mean nothing here.
-WITHOUT_EFFECT = ("num_colors", "palette", "tokens", "init_from", "fold_validation", "push_to_hub")
+WITHOUT_EFFECT = ("token_kind", "num_colors", "palette", "tokens", "init_from", "fold_validation", "push_to_hub")
 
 
 @dataclass(kw_only=True)
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _main(argv: list[str] | None) -> None:
     arguments = parse(argv)
-    from hf_igpt.data.options import grid_size, load_source
+    from hf_igpt.data.options import load_source
     from hf_igpt.processes import process_state
     from hf_igpt.results import print_results, write_results
     from hf_igpt.storage import check_writable, write_bytes
@@ -77,11 +77,11 @@ def _main(argv: list[str] | None) -> None:
 
     started, state = time.perf_counter(), process_state()
     use_cpu_threads(arguments.cpu_threads)
-    folder, size = Path(arguments.output_dir), grid_size(arguments)
+    folder = Path(arguments.output_dir)
     if state.is_main_process:
         check_writable(folder)
     sizes = sorted(arguments.palette_sizes)
-    steps = equal_steps(arguments, sizes, (size["height"], size["width"]))
+    steps = equal_steps(arguments, sizes)
     with state.main_process_first():
         source = load_source(arguments)
     _check_images(arguments, source)
@@ -105,7 +105,7 @@ def _main(argv: list[str] | None) -> None:
 def _check_images(arguments: PaletteSweepArguments, source: "ImageSource") -> None:
     """Everything that the data can lack, before anything is trained."""
     from hf_igpt.commands.probe import SPLITS
-    from hf_igpt.data.options import grid_size
+    from hf_igpt.data.options import crop_fields, grid_size
     from hf_igpt.data.preparation import count_in_parts
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
     from hf_igpt.training.palette_sweep import check_distinct
@@ -117,8 +117,7 @@ def _check_images(arguments: PaletteSweepArguments, source: "ImageSource") -> No
         )
     if source.label_column is None:
         raise ValueError(f"{source.name} has no classes to probe for: name them with `label_column`.")
-    crop = {} if arguments.crop_size is None else {"do_center_crop": True, "crop_size": arguments.crop_size}
-    processor = IGPTImageProcessor(size=grid_size(arguments), **crop)
+    processor = IGPTImageProcessor(size=grid_size(arguments), **crop_fields(arguments.crop_size))
     check_distinct(count_in_parts(source, processor, arguments.skip_damaged), arguments.palette_sizes)
 
 
@@ -126,11 +125,12 @@ def _measure(arguments: PaletteSweepArguments, count: int, steps: int) -> dict[s
     """A palette's row, by the commands themselves in a folder of its own; nothing on the processes but the first."""
     from hf_igpt.commands.evaluate import EvaluateArguments, evaluate
     from hf_igpt.commands.probe import ProbeArguments, probe
+    from hf_igpt.data.token_repository import PALETTE
     from hf_igpt.evaluation.color_density import DENSITIES
     from hf_igpt.processes import process_state
     from hf_igpt.results import read_results
     from hf_igpt.training.palette_sweep import sweep_row
-    from hf_igpt.training.pretraining import MODEL, PALETTE, pretrain
+    from hf_igpt.training.pretraining import MODEL, pretrain
 
     folder = Path(arguments.output_dir) / f"colors-{count}"
     options = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(PretrainArguments)}

@@ -165,9 +165,7 @@ def prepare_fixed(
             if not is_finished(folder, made_from):
                 with staged_folder(folder, overwrite=True) as staged:
                     processor.save_pretrained(staged)
-                    _draw_tokens(
-                        staged, processor, _train_pixels(source.split("train"), source, processor, skip_damaged)
-                    )
+                    _draw_tokens(staged, processor, grid_pixels(source, processor, skip_damaged=skip_damaged))
                     write_stage(staged, made_from)
     return IGPTImageProcessor.from_pretrained(folder)
 

@@ -42,6 +42,11 @@ def token_meaning(processor: Any) -> dict[str, Any]:
     return {key: record[key] for key in MEANING}
 
 
+def token_hash_in(results: dict[str, Any]) -> str:
+    """The token hash in a results JSON of training or scoring, those from before there were kinds included."""
+    return results["tokens"]["token_hash"] if "tokens" in results else results["palette_hash"]
+
+
 def write_record(tokens: "Dataset | IterableDataset", record: dict[str, Any], skipped: list[dict[str, Any]]) -> None:
     """Writes the record of a split into it."""
     tokens.info.description = json.dumps({RECORD_KEY: {**record, "skipped": skipped}})

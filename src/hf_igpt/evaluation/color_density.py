@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_igpt.token_kinds_igpt import RGB, VQVAE
+
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
@@ -71,10 +73,9 @@ def color_cost(processor: Any, tokens: Any) -> ColorCost:
 
     if hasattr(tokens, "info"):
         check_tokens(tokens, processor)
-    kind = getattr(processor, "token_kind", "palette")
-    if kind == "rgb":
+    if processor.token_kind == RGB:
         return ColorCost(EXACT, np.zeros(len(tokens)))
-    if kind == "vqvae":
+    if processor.token_kind == VQVAE:
         return ColorCost(None, None, _NO_DENSITY)
     return ColorCost(UNIFORM, uniform_color_nats(processor.palette, token_rows(tokens)).sum(axis=1))
 

@@ -127,6 +127,7 @@ def facts_of_run(name: str, results: Sequence[Result], **others: Any) -> CardFac
     if run is None:
         raise ValueError(f"There are no results of pretraining among those of {name}.")
     from hf_igpt.data.options import TokenLayout, token_layout
+    from hf_igpt.data.token_store import token_hash_in
     from hf_igpt.training.arguments import PretrainArguments
     from hf_igpt.training.pretraining import model_config
 
@@ -134,10 +135,10 @@ def facts_of_run(name: str, results: Sequence[Result], **others: Any) -> CardFac
     tokens = run.content.get("tokens")
     if tokens is None:
         # Written when there were palettes only.
-        layout, token_hash = token_layout(arguments), run.content["palette_hash"]
+        layout = token_layout(arguments)
     else:
         layout = TokenLayout(**{field.name: tokens[field.name] for field in dataclasses.fields(TokenLayout)})
-        token_hash = tokens["token_hash"]
+    token_hash = token_hash_in(run.content)
     shape = _shape(model_config(arguments, layout), run.metrics["parameters"])
     return CardFacts(name, arguments.objective, shape, layout.token_kind, token_hash, results, **others)
 

@@ -1,10 +1,12 @@
 """How many colours a palette should have: the same small model at equal compute with palettes of several sizes."""
 
+import dataclasses
 import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hf_igpt.data.options import token_layout
 from hf_igpt.training.cost import training_flops
 from hf_igpt.training.pretraining import model_config
 
@@ -33,7 +35,7 @@ def check_distinct(counts: "np.ndarray", sizes: Sequence[int]) -> None:
         )
 
 
-def equal_steps(arguments: "PretrainArguments", sizes: Sequence[int], grid: tuple[int, int]) -> dict[int, int]:
+def equal_steps(arguments: "PretrainArguments", sizes: Sequence[int]) -> dict[int, int]:
     """
     Optimizer steps for each palette, so that all models train with the FLOPs that `max_steps` take with the smallest:
     the output head grows with the palette, and costs steps.
@@ -41,7 +43,8 @@ def equal_steps(arguments: "PretrainArguments", sizes: Sequence[int], grid: tupl
     Raises:
         ValueError: the largest palette would have no step left.
     """
-    costs = {size: training_flops(model_config(arguments, size, grid)) for size in sizes}
+    layouts = {size: token_layout(dataclasses.replace(arguments, num_colors=size)) for size in sizes}
+    costs = {size: training_flops(model_config(arguments, layout)) for size, layout in layouts.items()}
     budget = (arguments.max_steps or 0) * min(costs.values())
     steps = {size: round(budget / cost) for size, cost in costs.items()}
     if min(steps.values()) < 1:
