@@ -1,3 +1,4 @@
+import dataclasses
 import re
 from pathlib import Path
 
@@ -88,8 +89,8 @@ def test_recipes_of_palette_sweeps():
         arguments = palette_sweep.parse([name])
         assert arguments == palette_sweep.parse([str(ROOT / "recipes" / f"{name}.yaml")])
         assert arguments.output_dir == f"outputs/{name}"
-        smallest = min(arguments.palette_sizes)
-        config = model_config(arguments, smallest, (arguments.image_size[0], arguments.image_size[0]))
+        smallest = dataclasses.replace(arguments, num_colors=min(arguments.palette_sizes))
+        config = model_config(arguments, token_layout(smallest))
         cost = tables.recipe_header(name)["Cost"]
         assert parameters(config) / 1e6 == pytest.approx(float(re.search(r"([\d.]+)M parameters", cost)[1]), rel=0.03)
         flops = arguments.max_steps * arguments.total_batch_size * training_flops(config)
