@@ -9,6 +9,7 @@ import statistics
 from typing import Any
 
 from hf_igpt.data.options import token_layout
+from hf_igpt.data.token_store import token_hash_in
 from hf_igpt.results import read_results, write_results
 from hf_igpt.training.arguments import PretrainArguments
 from hf_igpt.training.cost import training_flops
@@ -58,7 +59,7 @@ def main() -> None:
     arguments = options.parse_args()
     results = [read_results(folder) for folder in arguments.results]
     shared = [{k: v for k, v in result["arguments"].items() if k not in VARIED} for result in results]
-    if any(settings != shared[0] for settings in shared) or len({result["palette_hash"] for result in results}) > 1:
+    if any(settings != shared[0] for settings in shared) or len({token_hash_in(result) for result in results}) > 1:
         raise SystemExit("The runs differ in more than attention and seed: their likelihoods can't be compared.")
     rows: dict[str, dict[str, Any]] = {}
     for result in results:
@@ -86,7 +87,9 @@ def main() -> None:
             "parameters": results[0]["metrics"]["parameters"],
             "unigram_nats_per_token": results[0]["metrics"]["validation"]["unigram_nats_per_token"],
         }
-        write_results(arguments.output, metrics=metrics, arguments=shared[0])
+        numbers = sorted({run["seed"] for row in rows.values() for run in row["runs"]})
+        seeds = {f"run {number}": number for number in numbers}
+        write_results(arguments.output, metrics=metrics, arguments=shared[0], seeds=seeds)
 
 
 if __name__ == "__main__":

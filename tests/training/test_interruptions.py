@@ -199,7 +199,7 @@ def test_a_run_of_a_version_without_an_argument_goes_on_where_that_has_no_effect
     identity = run_identity(PretrainArguments(preset="igpt-s"))
     assert identity["hidden_size"] == "no effect"
     older = identity | {"hidden_size": 512}
-    del older["full_attention_every"], older["attention_window_rows"]
+    del older["full_attention_every"], older["attention_window_rows"], older["token_kind"]
     with run_folder(tmp_path / "run", older):
         pass
     mark = (tmp_path / "run" / "run.json").read_bytes()
@@ -210,6 +210,9 @@ def test_a_run_of_a_version_without_an_argument_goes_on_where_that_has_no_effect
     windows = run_identity(PretrainArguments(preset="igpt-s", attention_window_rows=4))
     with pytest.raises(ValueError, match="belongs to another run: attention_window_rows was None and is now 4"):
         check_owner(tmp_path / "run", windows)
+    levels = run_identity(PretrainArguments(preset="igpt-s", token_kind="rgb"))
+    with pytest.raises(ValueError, match="token_kind was 'palette' and is now 'rgb'"):
+        check_owner(tmp_path / "run", levels)
     sizes = run_identity(PretrainArguments(hidden_size=64))
     with pytest.raises(ValueError, match=r"run: preset was 'igpt-s' and is now None\."):
         check_owner(tmp_path / "run", sizes)

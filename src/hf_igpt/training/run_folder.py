@@ -12,6 +12,7 @@ from typing import Any
 from hf_igpt.arguments import fields_without_effect
 from hf_igpt.stages import describe_differences
 from hf_igpt.storage import CLAIM, check_claim, check_writable, claim_folder, folder_lock, read_json, write_json
+from hf_igpt.token_kinds_igpt import PALETTE
 
 
 # Fields that may change between a run and its continuation, since they change no number that training computes.
@@ -40,6 +41,8 @@ CHANGEABLE = frozenset(
     }
 )
 ARGUMENTS = "arguments.json"
+# Arguments that earlier versions didn't have, with what they did.
+ADDED = {"token_kind": PALETTE}
 # In place of the value of an argument that another one leaves without effect.
 NO_EFFECT = "no effect"
 
@@ -77,6 +80,7 @@ def check_owner(folder: str | os.PathLike, identity: dict[str, Any]) -> None:
         return
     before = read_json(recorded)
     before = before if isinstance(before, dict) else {}
+    before = {name: value for name, value in ADDED.items() if name in identity} | before
     # What has no effect in one of them differs only where the argument that decides this does. An earlier version
     # recorded its value, or didn't have the argument.
     compared = {name for name in {**before, **identity} if NO_EFFECT not in (before.get(name), identity.get(name))}
