@@ -484,6 +484,8 @@ def palette_psnr() -> str:
 def arguments_class(command: str) -> type:
     """The dataclass of a command's options."""
     module = importlib.import_module(f"hf_igpt.commands.{command}")
+    if command in (names := {"train_vqvae": "TrainVQVAEArguments"}):
+        return getattr(module, names[command])
     if command in ("plan", "pretrain", "finetune"):
         return getattr(module, f"{command.capitalize()}Arguments")
     own = [kind for kind in vars(module).values() if getattr(kind, "__module__", None) == module.__name__]

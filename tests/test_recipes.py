@@ -7,23 +7,25 @@ import torch
 from docs_scripts import tables
 
 import hf_igpt
-from hf_igpt import ImageGPTConfig
+from hf_igpt import ImageGPTConfig, ImageGPTVQVAEModel
 from hf_igpt.arguments import SHIPPED_RECIPES, load_recipe, parse_arguments, shipped_recipes
-from hf_igpt.commands import finetune, palette_sweep, plan, probe
+from hf_igpt.commands import finetune, palette_sweep, plan, probe, train_vqvae
 from hf_igpt.commands.main import configuration
 from hf_igpt.data.options import token_layout
 from hf_igpt.training.arguments import PretrainArguments
-from hf_igpt.training.cost import parameters, training_flops
+from hf_igpt.training.cost import parameters, training_flops, vqvae_training_flops
 from hf_igpt.training.objectives import model_class
 from hf_igpt.training.planning import optimizer_steps
 from hf_igpt.training.pretraining import model_config
+from hf_igpt.training.vqvae_training import vqvae_config
 
 
 ROOT = Path(__file__).parents[1]
 FINETUNING = [name for name in shipped_recipes() if name.endswith("-finetune")]
 PROBING = [name for name in shipped_recipes() if name.endswith("-probe")]
 SWEEPS = [name for name in shipped_recipes() if name.startswith("palette-sweep-")]
-NAMES = [name for name in shipped_recipes() if name not in (*FINETUNING, *PROBING, *SWEEPS)]
+TOKENIZERS = [name for name in shipped_recipes() if name.endswith("-vqvae")]
+NAMES = [name for name in shipped_recipes() if name not in (*FINETUNING, *PROBING, *SWEEPS, *TOKENIZERS)]
 
 
 def arguments_of(name: str) -> PretrainArguments:
@@ -52,8 +54,8 @@ def test_a_recipe_is_taken_by_name_and_by_path(name):
 def test_the_header_says_what_to_know(name):
     header = tables.recipe_header(name)
     assert tuple(header) == tables.RECIPE_HEADER and all(header.values())
-    command = "finetune" if name in FINETUNING else "probe" if name in PROBING else "pretrain"
-    command = "palette_sweep" if name in SWEEPS else command
+    commands = {"finetune": FINETUNING, "probe": PROBING, "palette_sweep": SWEEPS, "train_vqvae": TOKENIZERS}
+    command = next((command for command, names in commands.items() if name in names), "pretrain")
     assert re.search(rf"\b{command} {name}\b", header["Command"])
 
 
@@ -97,6 +99,37 @@ def test_recipes_of_palette_sweeps():
         assert flops == pytest.approx(float(re.search(r"([\d.e+]+) FLOP", cost)[1]), rel=0.03)
     # The paper's number of colours, and more than the palettes of the same images elsewhere have.
     assert palette_sweep.parse(["palette-sweep-cifar10"]).palette_sizes == [2**power for power in range(3, 13)]
+
+
+def test_recipes_of_tokenizers():
+    assert {f"{name}-vqvae" for name in ("digits", "cifar10-cpu", "imagenet192")} == set(TOKENIZERS)
+    for name in TOKENIZERS:
+        arguments = train_vqvae.parse([name])
+        assert arguments == train_vqvae.parse([str(ROOT / "recipes" / f"{name}.yaml")])
+        assert arguments.output_dir == f"outputs/{name}"
+        with pytest.raises(ValueError, match="is a recipe of train_vqvae"):
+            plan.parse([name])
+    arguments = train_vqvae.parse(["imagenet192-vqvae"])
+    config = vqvae_config(arguments)
+    assert config.grid_of(*arguments.image_size * 2) == (48, 48) and config.codebook_size == 4096
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_tokenizer_and_its_cost(name):
+    arguments = train_vqvae.parse([name])
+    config, cost = vqvae_config(arguments), tables.recipe_header(name)["Cost"]
+    with torch.device("meta"):
+        size = ImageGPTVQVAEModel(config).num_parameters()
+    assert size / 1e6 == pytest.approx(float(re.search(r"([\d.]+)M parameters", cost)[1]), abs=0.006)
+    of_image = vqvae_training_flops(config, *arguments.image_size * 2)
+    if stated := re.search(r"([\d.]+) GFLOP an image", cost):
+        assert of_image / 1e9 == pytest.approx(float(stated[1]), rel=0.01)
+    # Digits without test and validation.
+    steps = arguments.max_steps or arguments.num_train_epochs * -(-1294 // arguments.total_batch_size)
+    images = steps * arguments.total_batch_size
+    assert images * of_image == pytest.approx(float(re.search(r"([\d.e+]+) FLOP\b", cost)[1]), rel=0.03)
+    if stated := re.search(r"for the ([\d.]+)M images", cost):
+        assert images / 1e6 == pytest.approx(float(stated[1]), rel=0.01)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -47,10 +47,11 @@ class ImageGPTVQVAEConfig(CheckedConfigMixin, PreTrainedConfig):
         num_residual_blocks (`int`, defaults to 2): residual blocks in the encoder, and as many in the decoder. Each
             widens the receptive field by `2 * downsampling` pixels.
         residual_size (`int`, defaults to 64): channels inside a residual block.
-        commitment_weight (`float`, defaults to 0.25): weight of the loss that keeps the encoder near the codes.
-        ema_decay (`float`, defaults to 0.99): decay, for each optimizer step, of the running counts and sums that the
+        commitment_weight (`float`, defaults to 1.0): weight of the loss that keeps the encoder near the codes, beside
+            the mean squared error of pixels in [-1, 1].
+        ema_decay (`float`, defaults to 0.95): decay, for each optimizer step, of the running counts and sums that the
             codes are the means of.
-        revival_threshold (`float`, defaults to 0.03): a code whose running count is at most this share of the mean
+        revival_threshold (`float`, defaults to 0.1): a code whose running count is at most this share of the mean
             count is replaced by a vector of the step; 0 replaces none.
         revival_seed (`int`, defaults to 0): seed of which vectors those are.
 
@@ -67,9 +68,9 @@ class ImageGPTVQVAEConfig(CheckedConfigMixin, PreTrainedConfig):
     hidden_size: int = 128
     num_residual_blocks: int = 2
     residual_size: int = 64
-    commitment_weight: float = 0.25
-    ema_decay: float = 0.99
-    revival_threshold: float = 0.03
+    commitment_weight: float = 1.0
+    ema_decay: float = 0.95
+    revival_threshold: float = 0.1
     revival_seed: int = 0
 
     def __post_init__(self, **kwargs: Any):

@@ -377,7 +377,7 @@ class ImageGPTVQVAEModel(SavedOverMixin, PreTrainedModel):
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def forward(self, pixel_values: torch.FloatTensor, **kwargs: Any) -> ImageGPTVQVAEOutput:
+    def forward(self, pixel_values: torch.FloatTensor) -> ImageGPTVQVAEOutput:
         """
         Args:
             pixel_values: images (B, 3, H, W) in [-1, 1], H and W multiples of `downsampling`.
@@ -393,8 +393,8 @@ class ImageGPTVQVAEModel(SavedOverMixin, PreTrainedModel):
         chosen = chosen.to(flat.dtype)
         commitment_loss = F.mse_loss(flat.float(), chosen.float())
         # The gradient of what the decoder reads goes to what the encoder gave.
-        straight_through = flat + (chosen - flat).detach()
-        quantized = straight_through.view(batch, height_of_grid, width_of_grid, width).permute(0, 3, 1, 2)
+        read = flat + (chosen - flat).detach() if torch.is_grad_enabled() else chosen
+        quantized = read.view(batch, height_of_grid, width_of_grid, width).permute(0, 3, 1, 2)
         reconstruction = self.decoder(quantized.contiguous())
         reconstruction_loss = F.mse_loss(reconstruction.float(), pixel_values.float())
         return ImageGPTVQVAEOutput(
@@ -457,6 +457,11 @@ class ImageGPTVQVAEModel(SavedOverMixin, PreTrainedModel):
             )
         return images.clone()
 
+    def levels(self, reconstruction: torch.Tensor) -> torch.Tensor:
+        """The image, uint8 of shape (B, H, W, 3), of a reconstruction (B, 3, H, W), rounded and clipped."""
+        levels = ((reconstruction.float() + 1) * 127.5).round().clamp(0, 255)
+        return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
     def _encode_block(self, pixels: torch.Tensor) -> torch.Tensor:
         vectors = self.encoder((pixels.to(self.device).permute(0, 3, 1, 2) / 127.5 - 1).to(self.dtype))
         batch, width, *grid = vectors.shape
@@ -466,9 +471,7 @@ class ImageGPTVQVAEModel(SavedOverMixin, PreTrainedModel):
 
     def _decode_block(self, codes: torch.Tensor) -> torch.Tensor:
         vectors = self.quantizer.codebook[codes.to(self.device)].to(self.dtype)
-        images = self.decoder(vectors.permute(0, 3, 1, 2).contiguous())
-        levels = ((images.float() + 1) * 127.5).round().clamp(0, 255)
-        return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        return self.levels(self.decoder(vectors.permute(0, 3, 1, 2).contiguous()))
 
     def _blocks(self, batch: torch.Tensor, pixels_of_one: int) -> Iterator[torch.Tensor]:
         rows = max(1, _BLOCK_PIXELS // pixels_of_one)

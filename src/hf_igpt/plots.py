@@ -91,7 +91,12 @@ def palette_swatch(palette: np.ndarray) -> Image.Image:
 def quantization_grid(
     originals: Sequence[Image.Image], quantized: Sequence[Image.Image], description: str, columns: int = 8
 ) -> Image.Image:
-    """Images before and after quantization, above each other, with the PSNR of these images in the title."""
+    """
+    Images before and after quantization, above each other, with the PSNR of these images in the title.
+
+    Args:
+        description: what they were quantized to, for the title.
+    """
     columns = min(columns, len(originals))
     blank = Image.new("RGB", originals[0].size, BACKGROUND)
     blocks = []

@@ -75,7 +75,7 @@ def weights_digest(model: "PreTrainedModel") -> str:
     for name, tensor in sorted(model.state_dict().items()):
         tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -110,7 +110,7 @@ def test_throughput_leaves_out_pauses(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
     config = ImageGPTConfig()
-    clock = Throughput(config, images_per_step=8, peak_flops=1e12)
+    clock = Throughput(config.n_positions, training_flops(config), images_per_step=8, peak_flops=1e12)
     assert not clock.is_running
     clock.start(10)
     now[0] += 5

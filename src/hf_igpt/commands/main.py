@@ -22,6 +22,7 @@ COMMANDS = {
     "fit_palette": ("fit a colour palette to images", False),
     "tokenize_dataset": ("turn images into tokens with a palette", False),
     "plan": ("what a pretraining run costs and where it fits, without running it", False),
+    "train_vqvae": ("train a VQ-VAE, whose codes can take the place of a palette's colours", True),
     "pretrain": ("train a model from images, with a recipe", True),
     "evaluate": ("score held-out images: nats per token, bits per pixel, bits/dim", True),
     "probe": ("what a classifier can read from every layer's frozen features", True),

@@ -17,7 +17,12 @@ from hf_igpt.training.plan_arguments import PlanArguments
 
 ALL = "all"
 # Other commands that recipes are written for, by a field that a recipe of pretrain can't have; and their options.
-OTHERS = {"finetune": "FinetuneArguments", "probe": "ProbeArguments", "palette_sweep": "PaletteSweepArguments"}
+OTHERS = {
+    "finetune": "FinetuneArguments",
+    "probe": "ProbeArguments",
+    "palette_sweep": "PaletteSweepArguments",
+    "train_vqvae": "TrainVQVAEArguments",
+}
 
 
 def parse(argv: list[str] | None = None) -> dict[str, PlanArguments]:

@@ -22,9 +22,10 @@ from hf_igpt.data.randomness import random_permutation
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from PIL.Image import Image as PILImage
 
 
-class _KeyedDataset(TorchDataset):
+class KeyedDataset(TorchDataset):
     """
     Examples by key. Subclasses make the examples of a batch in `_examples`; each gets the two parts of its key,
     "epoch" and "image", so that a collator can draw as a function of them too.
@@ -60,7 +61,7 @@ class _KeyedDataset(TorchDataset):
         raise NotImplementedError
 
 
-class TokenDataset(_KeyedDataset):
+class TokenDataset(KeyedDataset):
     """Stored tokens, augmented as they are read.
 
     An example is {"input_ids": unsigned integer array of shape (tokens,), in raster order without the start token,
@@ -130,7 +131,7 @@ class TokenDataset(_KeyedDataset):
         return examples
 
 
-class ImageTokenDataset(_KeyedDataset):
+class ImageTokenDataset(KeyedDataset):
     """Images that are cropped and quantized as they are read: ImageNet's random resize and crop (paper §3.1).
 
     The same examples as `TokenDataset`. Decoding costs milliseconds an image: use several workers.
@@ -185,15 +186,8 @@ class ImageTokenDataset(_KeyedDataset):
         return examples
 
     def _crop(self, value: Any, epoch: int, image: int) -> Any:
-        from hf_igpt.image_processing_igpt import to_rgb
-
-        try:
-            opened = to_rgb(read_image(value, self.image_roots))
-        except (ValueError, OSError) as error:
-            file = f", file {row_file(value)}" if row_file(value) else ""
-            raise ValueError(f"The image in row {image}{file} can't be used: {error}") from error
         return random_resized_crop(
-            opened,
+            opened_image(value, image, self.image_roots),
             seed=self.seed,
             epoch=epoch,
             index=image,
@@ -201,6 +195,17 @@ class ImageTokenDataset(_KeyedDataset):
             crop_size=self.crop_size,
             resample=self.processor.resample,
         )
+
+
+def opened_image(value: Any, row: int, image_roots: tuple[str, ...]) -> "PILImage":
+    """The RGB image of one row, as `read_image` takes it. Raises ValueError with row and file if it is damaged."""
+    from hf_igpt.image_processing_igpt import to_rgb
+
+    try:
+        return to_rgb(read_image(value, image_roots))
+    except (ValueError, OSError) as error:
+        file = f", file {row_file(value)}" if row_file(value) else ""
+        raise ValueError(f"The image in row {row}{file} can't be used: {error}") from error
 
 
 class EpochSampler(Sampler[int]):

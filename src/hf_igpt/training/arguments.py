@@ -12,19 +12,9 @@ from hf_igpt.token_kinds_igpt import VQVAE
 
 
 @dataclass(kw_only=True)
-class TrainerOptions:
-    """How to train, whatever is trained: the options of pretrain and finetune that mean the same in both."""
+class StepOptions:
+    """How to train, whatever is trained: batches, optimizer, devices, the log."""
 
-    dropout: float = option(0.0, "dropout probability after embeddings and projections", low=0, high=0.9)
-    attn_implementation: str = option(
-        "sdpa", "attention backend", choices=("eager", "sdpa", "flash_attention_2", "flex_attention")
-    )
-    augmentation_padding: int = option(
-        4,
-        "reflection padding of the crops in pixels",
-        low=1,
-        only_if=("augmentation", ("crop", "crop_flip").__contains__),
-    )
     total_batch_size: int = option(128, "images per optimizer step over all devices", low=1)
     per_device_train_batch_size: int | None = option(
         None, "images at once on one device; by default a whole step's share. Lower it when memory runs out", low=1
@@ -32,15 +22,12 @@ class TrainerOptions:
     max_steps: int | None = option(None, "optimizer steps, instead of num_train_epochs", low=1)
     adam_beta1: float = option(0.9, "Adam's first decay rate", low=0, high=0.9999)
     adam_beta2: float = option(0.95, "Adam's second decay rate", low=0, high=0.99999)
-    weight_decay: float = option(0.0, "decoupled weight decay of the projections alone", low=0, high=1)
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm; 0 does not clip", low=0)
     precision: str = option(
         "auto",
         "auto takes bf16 on a GPU that has it or a CPU with AMX, otherwise fp32",
         choices=("auto", "fp32", "bf16", "fp16"),
     )
-    torch_compile: bool = option(False, "compile the model")
-    gradient_checkpointing: bool = option(False, "less memory for more time: every block runs twice forward")
     cpu_threads: int | None = option(
         None, "threads of each process on a machine without a GPU; by default its share of the cores", low=1
     )
@@ -53,6 +40,25 @@ class TrainerOptions:
         "auto",
         "tracker: auto takes TensorBoard where it is installed; or any name Trainer knows, such as wandb or trackio",
     )
+
+
+@dataclass(kw_only=True)
+class TrainerOptions(StepOptions):
+    """How to train an Image GPT: the options of pretrain and finetune that mean the same in both."""
+
+    dropout: float = option(0.0, "dropout probability after embeddings and projections", low=0, high=0.9)
+    attn_implementation: str = option(
+        "sdpa", "attention backend", choices=("eager", "sdpa", "flash_attention_2", "flex_attention")
+    )
+    augmentation_padding: int = option(
+        4,
+        "reflection padding of the crops in pixels",
+        low=1,
+        only_if=("augmentation", ("crop", "crop_flip").__contains__),
+    )
+    weight_decay: float = option(0.0, "decoupled weight decay of the projections alone", low=0, high=1)
+    torch_compile: bool = option(False, "compile the model")
+    gradient_checkpointing: bool = option(False, "less memory for more time: every block runs twice forward")
     push_to_hub: bool = option(False, "publish the model with its results and a card in the end, as push_to_hub does")
     hub_model_id: str | None = option(
         None, "OWNER/NAME of the repository to publish in; needed", only_if=("push_to_hub", bool)

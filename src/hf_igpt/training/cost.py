@@ -5,6 +5,7 @@ import time
 import torch
 
 from hf_igpt.configuration_igpt import SLIDING, ImageGPTConfig
+from hf_igpt.configuration_igpt_vqvae import ImageGPTVQVAEConfig
 
 
 def parameters(config: ImageGPTConfig) -> int:
@@ -77,6 +78,24 @@ def executed_flops(config: ImageGPTConfig, gradient_checkpointing: bool = False)
         last = 2 * config.num_hidden_layers * config.n_positions * config.intermediate_size * config.hidden_size
         flops += forward_flops(config) - head_flops(config) - last
     return flops
+
+
+def vqvae_training_flops(config: ImageGPTVQVAEConfig, height: int, width: int) -> int:
+    """
+    Of a VQ-VAE for one image of so many pixels, forward and backward: its convolutions, and once the search of the
+    nearest code, which has no backward pass.
+    """
+    rows, columns = config.grid_of(height, width)
+    cells, convolutions = rows * columns, 0
+    before, after = 3, config.hidden_size * 2 // config.downsampling
+    for halved in range(config.downsampling.bit_length() - 1):
+        pixels = height * width >> 2 * (halved + 1)
+        convolutions += 2 * pixels * 16 * before * after  # once downwards, once upwards
+        before, after = after, 2 * after
+    block = 9 * config.hidden_size * config.residual_size + config.residual_size * config.hidden_size
+    convolutions += 2 * cells * (config.num_residual_blocks * block + config.hidden_size * config.code_size)
+    search = cells * config.codebook_size * config.code_size
+    return 2 * (3 * convolutions + search)
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int | None = None, seconds: float = 0.5) -> float:

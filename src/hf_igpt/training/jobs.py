@@ -91,6 +91,7 @@ def crop_dataset(
         ValueError: the processor has no centre crop.
     """
     from hf_igpt.data.loading import ImageTokenDataset
+    from hf_igpt.data.pixels import resized_sides
 
     check_centre_crop(processor)
     crop_size = processor.crop_size["height"]
@@ -101,8 +102,7 @@ def crop_dataset(
         image_column=source.image_column,
         label_column=label_column,
         seed=seed,
-        # The paper's 256 to 384 pixels for a crop of 224.
-        shorter_side=(round(crop_size * 256 / 224), round(crop_size * 384 / 224)),
+        shorter_side=resized_sides(crop_size),
         crop_size=crop_size,
         image_roots=source.image_roots,
     )
@@ -121,6 +121,15 @@ def trained_model(trainer: "IGPTTrainer") -> dict[str, Any]:
 
 
 def throughput_of(config: "ImageGPTConfig", training: "TrainingArguments", images_per_step: int) -> "Throughput":
+    """A clock of an Image GPT's training."""
+    from hf_igpt.training.cost import training_flops
+
+    return throughput_at(config.n_positions, training_flops(config), training, images_per_step)
+
+
+def throughput_at(
+    tokens_per_image: int, flops_per_image: int, training: "TrainingArguments", images_per_step: int
+) -> "Throughput":
     """A clock that knows the peak of the run's devices at its precision."""
     import torch
 
@@ -128,7 +137,8 @@ def throughput_of(config: "ImageGPTConfig", training: "TrainingArguments", image
     from hf_igpt.training.throughput import Throughput
 
     dtype = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
-    return Throughput(config, images_per_step, matmul_peak(training.device, dtype) * training.world_size)
+    peak = matmul_peak(training.device, dtype) * training.world_size
+    return Throughput(tokens_per_image, flops_per_image, images_per_step, peak)
 
 
 def train_to_the_end(trainer: "IGPTTrainer", remedy: str | None = None) -> str | None:

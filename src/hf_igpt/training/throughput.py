@@ -4,9 +4,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from hf_igpt.configuration_igpt import ImageGPTConfig
-from hf_igpt.training.cost import training_flops
-
 
 def training_seconds(log_history: Sequence[dict[str, Any]], images_per_step: int) -> float | None:
     """
@@ -26,14 +23,15 @@ class Throughput:
     Images and tokens per second since the last log, over all devices, and the fraction of their measured peak.
 
     Args:
-        config: the model's config.
+        tokens_per_image: tokens, or codes, of one image.
+        flops_per_image: of a training step, for one image.
         images_per_step: images of one optimizer step over all devices.
         peak_flops: measured matrix-product peak of all devices together in FLOP/s.
     """
 
-    def __init__(self, config: ImageGPTConfig, images_per_step: int, peak_flops: float):
-        self.tokens_per_image = config.n_positions
-        self.flops_per_image = training_flops(config)
+    def __init__(self, tokens_per_image: int, flops_per_image: int, images_per_step: int, peak_flops: float):
+        self.tokens_per_image = tokens_per_image
+        self.flops_per_image = flops_per_image
         self.images_per_step = images_per_step
         self.peak_flops = peak_flops
         self.is_running = False

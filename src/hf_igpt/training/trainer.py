@@ -245,10 +245,10 @@ class IGPTTrainer(Trainer):
             )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        from hf_igpt.data.loading import EpochSampler, ImageTokenDataset, TokenDataset
+        from hf_igpt.data.loading import EpochSampler, KeyedDataset
 
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        if not isinstance(dataset, (TokenDataset, ImageTokenDataset)):
+        if not isinstance(dataset, KeyedDataset):
             return super()._get_train_sampler(dataset)
         per_step = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed

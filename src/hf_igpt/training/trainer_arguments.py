@@ -9,12 +9,13 @@ from hf_igpt.processes import process_state, use_cpu
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from hf_igpt.training.arguments import PretrainArguments
+    from hf_igpt.training.arguments import PretrainArguments, StepOptions
     from hf_igpt.training.finetune_arguments import FinetuneArguments
+    from hf_igpt.training.vqvae_arguments import TrainVQVAEArguments
 
 
 def training_arguments(
-    arguments: "PretrainArguments | FinetuneArguments", num_images: int, **changes: Any
+    arguments: "PretrainArguments | FinetuneArguments | TrainVQVAEArguments", num_images: int, **changes: Any
 ) -> "TrainingArguments":
     """
     Trainer's arguments for a run on so many images: those of pretraining, with `changes` to them.
@@ -25,9 +26,6 @@ def training_arguments(
     import torch
     from transformers import TrainingArguments
 
-    checkpointing: dict[str, Any] = {}
-    if arguments.gradient_checkpointing:
-        checkpointing = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     steps_per_epoch = math.ceil(num_images / arguments.total_batch_size)
     per_device, accumulation = split_batch(arguments)
     has_validation = not arguments.fold_validation
@@ -47,9 +45,7 @@ def training_arguments(
         optim="adamw_torch_fused",
         adam_beta1=arguments.adam_beta1,
         adam_beta2=arguments.adam_beta2,
-        weight_decay=arguments.weight_decay,
         max_grad_norm=arguments.max_grad_norm,
-        torch_compile=arguments.torch_compile,
         dataloader_num_workers=arguments.dataloader_num_workers,
         ddp_timeout=arguments.ddp_timeout,
         # Workers that stay alive draw from the global generator once, a resumed run once more: dropout would differ.
@@ -68,12 +64,24 @@ def training_arguments(
         save_total_limit=arguments.save_total_limit,
         report_to=trackers(arguments.report_to),
         **_precision(arguments.precision),
-        **checkpointing,
+        **_transformer_fields(arguments),
     )
     return TrainingArguments(**(fields | changes))
 
 
-def split_batch(arguments: "PretrainArguments | FinetuneArguments", devices: int | None = None) -> tuple[int, int]:
+def _transformer_fields(arguments: "PretrainArguments | FinetuneArguments | TrainVQVAEArguments") -> dict[str, Any]:
+    """What only the training of an Image GPT has options for."""
+    from hf_igpt.training.arguments import TrainerOptions
+
+    if not isinstance(arguments, TrainerOptions):
+        return {}
+    fields = {"weight_decay": arguments.weight_decay, "torch_compile": arguments.torch_compile}
+    if arguments.gradient_checkpointing:
+        fields |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    return fields
+
+
+def split_batch(arguments: "StepOptions", devices: int | None = None) -> tuple[int, int]:
     """
     Images at once on a device, and accumulation steps, of one optimizer step, on so many devices, by default those of
     this run. Raises ValueError for a remainder.
