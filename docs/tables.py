@@ -484,10 +484,10 @@ def palette_psnr() -> str:
 def arguments_class(command: str) -> type:
     """The dataclass of a command's options."""
     module = importlib.import_module(f"hf_igpt.commands.{command}")
-    if command in (names := {"train_vqvae": "TrainVQVAEArguments"}):
-        return getattr(module, names[command])
-    if command in ("plan", "pretrain", "finetune"):
-        return getattr(module, f"{command.capitalize()}Arguments")
+    elsewhere = {command: f"{command.capitalize()}Arguments" for command in ("plan", "pretrain", "finetune")}
+    elsewhere["train_vqvae"] = "TrainVQVAEArguments"
+    if command in elsewhere:
+        return getattr(module, elsewhere[command])
     own = [kind for kind in vars(module).values() if getattr(kind, "__module__", None) == module.__name__]
     (found,) = [kind for kind in own if dataclasses.is_dataclass(kind)]
     return found
