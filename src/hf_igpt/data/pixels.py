@@ -27,7 +27,7 @@ class PixelDataset(KeyedDataset):
 
     Args:
         images: A split with images.
-        processor: Brings them to its size; its palette isn't used, and need not be there.
+        processor: Brings them to its size; its tokens aren't used.
         image_column: Column with the images, found where there is one.
         augment: One of `hf_igpt.data.augmentation.AUGMENTATIONS`, or "random_resized_crop": ImageNet's random resize
             and crop (paper §3.1) in place of the processor's centre crop, of its `crop_size`.
@@ -57,15 +57,16 @@ class PixelDataset(KeyedDataset):
         self.image_column = find_image_column(images.features, image_column)
         images = images.select_columns([self.image_column])
         self.images = images.cast_column(self.image_column, Image(decode=False)).with_format(None)
-        self.grid, self.augment, self.seed, self.padding = processor.grid, augment, seed, padding
+        self.image_size = (processor.size["height"], processor.size["width"])
+        self.augment, self.seed, self.padding = augment, seed, padding
         self.image_roots = image_roots
         self.crop_size = None
         if augment == RESIZED_CROP:
             self.crop_size = processor.crop_size["height"]
             # The crops are drawn here, so the processor's own crop must not come on top.
-            processor = type(processor)(size=processor.size, resample=processor.resample)
+            processor = processor.with_size(processor.size)
         else:
-            check_augmentation(augment, self.grid, padding)
+            check_augmentation(augment, self.image_size, padding)
         self.processor = processor
 
     def _examples(self, epochs: np.ndarray, images: np.ndarray) -> list[dict[str, Any]]:
@@ -74,7 +75,7 @@ class PixelDataset(KeyedDataset):
         pixels = self.processor.pixels([self._opened(*key) for key in keys])
         if self.augment not in ("none", RESIZED_CROP):
             positions = augmented_positions(
-                self.augment, self.grid, 3, seed=self.seed, epochs=epochs, indices=images, padding=self.padding
+                self.augment, self.image_size, 3, seed=self.seed, epochs=epochs, indices=images, padding=self.padding
             )
             flat = pixels.reshape(len(pixels), -1)
             pixels = np.take_along_axis(flat, positions, axis=1).reshape(pixels.shape)

@@ -31,7 +31,7 @@ def reconstruction_metrics(
     from hf_igpt.processes import process_state
 
     state = process_state()
-    model_mode, height, width = model.training, *images.grid
+    model_mode, height, width = model.training, *images.image_size
     has_ssim = min(height, width) >= WINDOW
     sums = torch.zeros(3, dtype=torch.float64)
     counts = torch.zeros(model.config.codebook_size, dtype=torch.int64)
