@@ -621,21 +621,18 @@ def bits_per_dim_table() -> str:
     for images, name, run in (
         ("digits, 8x8", "digits", "digits"),
         ("CIFAR-10, 16x16", "cifar10-16", "cifar10-cpu"),
-        ("CIFAR-10, 32x32", "cifar10-32", None),
     ):
         files = {density: f"docs/results/color-bits-{name}-{density}.json" for density in ("uniform", "empirical")}
         found = {density: read_results(ROOT / file) for density, file in files.items()}
         colors = {density: result["metrics"]["bits_per_dim_of_colors"] for density, result in found.items()}
         count = round(math.exp(found["uniform"]["metrics"]["uniform_nats_per_token"]))
         smoothings.append(f"{found['empirical']['metrics']['color_smoothing']:g}")
-        cells = "none trained | | {uniform:.3f} | {empirical:.3f} | above these".format(**colors)
+        _same_palette(run, found["uniform"])
+        tokens = read_results(RESULTS / f"{run}-test.json")["metrics"]["nats_per_token"] / math.log(2) / 3
+        sums = ", ".join(f"**{tokens + bits:.3f}** {density}" for density, bits in colors.items())
+        cells = f"`{run}` | {tokens:.3f} | {colors['uniform']:.3f} | {colors['empirical']:.3f} | {sums}"
         links = [f"[{density}]({file})" for density, file in files.items()]
-        if run is not None:
-            _same_palette(run, found["uniform"])
-            tokens = read_results(RESULTS / f"{run}-test.json")["metrics"]["nats_per_token"] / math.log(2) / 3
-            sums = ", ".join(f"**{tokens + bits:.3f}** {density}" for density, bits in colors.items())
-            cells = f"`{run}` | {tokens:.3f} | {colors['uniform']:.3f} | {colors['empirical']:.3f} | {sums}"
-            links.append(f"[tokens](docs/results/{run}-test.json)")
+        links.append(f"[tokens](docs/results/{run}-test.json)")
         rows.append(f"| {images} | {count} | {cells} | {', '.join(links)} |")
     note = (
         "On test images. The colours' bits don't depend on the model: [color-bits.sh](runs/color-bits.sh) measures "
