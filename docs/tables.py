@@ -657,8 +657,9 @@ def palette_sweep_table() -> str:
         f"{arguments['num_hidden_layers']} blocks, {arguments['hidden_size']} wide, batches of "
         f"{arguments['total_batch_size']}, seed {arguments['seed']}; the training FLOPs differ by at most "
         f"{100 * (max(flops) / min(flops) - 1):.1f} %. Everything is of test images; validation chose layers, "
-        f"penalties and smoothing. {results['wall_seconds'] / 60:.0f} minutes on one of {hardware['cores']} cores of "
-        f"{hardware['cpu']}, shared with other work. [Recipe](recipes/palette-sweep-cifar10-cpu.yaml), "
+        f"penalties and smoothing. Training took {sum(row['training_seconds'] for row in rows) / 60:.0f} minutes on "
+        f"one of {hardware['cores']} cores of {hardware['cpu']}, shared with other work. "
+        "[Recipe](recipes/palette-sweep-cifar10-cpu.yaml), "
         "[JSON](docs/results/palette-sweep.json)."
     )
     return "\n".join([sweep_table(rows), "", note])
