@@ -23,6 +23,11 @@ def test_tables_and_figures_are_those_that_the_json_files_and_options_render(nam
     assert name != "docs/commands.md" or "commands" in marked
 
 
+def test_all_that_can_be_rendered_stands_on_a_page():
+    marked = {match["name"] for page in PAGES.values() for match in tables.MARKER.finditer(page.read_text())}
+    assert marked == tables.MARKED.keys()
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_pictures_have_a_text_in_their_place(name):
     assert all(text.strip() for text in re.findall(r"!\[([^\]]*)\]", PAGES[name].read_text()))
