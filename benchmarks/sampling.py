@@ -6,8 +6,9 @@
 By default 16 images of 1024 tokens, 8 layers x 256 wide, temperature 1 over all values, in float32 on a CPU and in
 bfloat16 on a GPU; whole images, then images of which the upper half is given. Before that greedy decoding of the first
 tokens is compared, token by token, in float32. The bound reads as many bytes as a step must: the weights, and keys and
-values of the tokens so far. On a CPU both go through `generate()`; on a GPU ours draws as `hf_igpt.generation.sample`
-does, with a compiled step and an own random state for every image, after a warm-up of one whole drawing.
+values of the tokens so far, at moments spread over the drawing, for the processor's own caches hold only those of the
+first steps. On a CPU both go through `generate()`; on a GPU ours draws as `hf_igpt.generation.sample` does, with a
+compiled step and an own random state for every image, after a warm-up of one whole drawing.
 """
 
 import statistics
@@ -21,7 +22,7 @@ from hf_igpt.completion_igpt import draw_hidden
 from hf_igpt.results import write_results
 
 
-# Readings of the memory that are timed together.
+# Steps, spread over the drawing, whose bytes are read for the bound.
 READINGS = 20
 
 
@@ -51,18 +52,21 @@ def given_tokens(batch: int, given: int) -> torch.Tensor:
     return torch.randint(512, (batch, given), generator=torch.Generator().manual_seed(0))
 
 
-def bytes_a_step(model, batch: int, length: int, given: int) -> float:
-    """Weights, and on the average keys and values; the embeddings of single tokens hardly count."""
+def bytes_of_steps(model, batch: int, length: int, given: int) -> list[int]:
+    """Weights, keys and values that steps spread over the drawing read; embeddings of single tokens hardly count."""
     embeddings = sum(table.weight.numel() for table in (model.transformer.wte, model.transformer.wpe))
     weights = sum(parameter.numel() for parameter in model.parameters()) - embeddings
     config = model.config
-    cached = 2 * config.num_hidden_layers * config.hidden_size * batch * (given + 1 + length) / 2
-    return (weights + cached) * model.dtype.itemsize
+    token = 2 * config.num_hidden_layers * config.hidden_size * batch
+    seen = [given + round((length - given) * (number + 0.5) / READINGS) for number in range(READINGS)]
+    return [(weights + token * tokens) * model.dtype.itemsize for tokens in seen]
 
 
-def reader(device: torch.device, size: float) -> Callable[[], object]:
-    block = torch.ones(int(size) // 4, device=device)
-    return lambda: [block.sum() for _ in range(READINGS)][-1].item()
+def reader(device: torch.device, sizes: list[int]) -> Callable[[], object]:
+    """Reads so many bytes, the most first: whatever of the others the processor's caches can hold is there."""
+    block = torch.ones(max(sizes) // 4, device=device)
+    parts = [block[: size // 4] for size in sorted(sizes, reverse=True)]
+    return lambda: [part.sum() for part in parts][-1].item()
 
 
 def measure(models: dict, batch: int, length: int, given: int, repeats: int) -> dict[str, object]:
@@ -71,13 +75,13 @@ def measure(models: dict, batch: int, length: int, given: int, repeats: int) -> 
     works = {name: generator(model, batch, length, given, do_sample=True) for name, model in models.items()}
     if ours.device.type == "cuda":
         works["ours"] = compiled(ours, batch, length, given)
-    size = bytes_a_step(ours, batch, length, given)
-    works["bound"] = reader(ours.device, size)
+    sizes = bytes_of_steps(ours, batch, length, given)
+    works["bound"] = reader(ours.device, sizes)
     seconds = paired_seconds(works, repeats, warm_up=int(ours.device.type == "cuda"))
     counts = {"native": steps, "ours": steps, "bound": READINGS}
     return {
         "given": given,
-        "megabytes_a_step": size / 1e6,
+        "megabytes_a_step": statistics.mean(sizes) / 1e6,
         "seconds": seconds,
         "milliseconds_a_step": {n: 1000 * statistics.median(times) / counts[n] for n, times in seconds.items()},
         "times_faster": median_ratio(seconds["native"], seconds["ours"]),

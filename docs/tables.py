@@ -95,24 +95,24 @@ def benchmarks_table() -> str:
     ]
     memory = step["metrics"]["peak_megabytes"]
     faster = step["metrics"]["times_faster"]
-    rows.append(_row("training step, 6 layers x 512 wide, 1024 tokens, batch 2, fp32", _times(faster["ours"]), step))
+    work = "training step, {layers} layers x {width} wide, {tokens} tokens, batch {batch}, fp32"
+    rows.append(_row(work.format(**step["arguments"]), _times(faster["ours"]), step))
     if "ours_compiled" in faster:
         rows.append(_row("the same, ours compiled", _times(faster["ours_compiled"]), step))
     rows.append(_row("its peak memory above the model", f"{memory['ours'] / memory['native']:.2f} times", step))
     rates = quantization["metrics"]["images_per_second"]
+    work = "{num_images:,} images {image_side}x{image_side} to tokens"
+    work = work.format(**quantization["arguments"])
     for state in ("cold", "warm"):
         for kind, name in (("native_best_batch", "its best batch"), ("native_single_call", "one call")):
             if kind in rates:
                 ratio = rates[f"ours_{state}"] / rates[kind]
-                rows.append(
-                    _row(f"1,000 images 32x32 to tokens, {state}, against {name}", _times(ratio), quantization)
-                )
-    rows.append(
-        _row("sampling 16 images of 1024 tokens, 8 x 256", _times(sampling["metrics"]["times_faster"]), sampling)
-    )
+                rows.append(_row(f"{work}, {state}, against {name}", _times(ratio), quantization))
+    work = "sampling {batch} images of {tokens} tokens, {layers} x {width}".format(**sampling["arguments"])
+    rows.append(_row(work, _times(sampling["metrics"]["times_faster"]), sampling))
     features, probes = (read_results(RESULTS / f"benchmark-{name}.json") for name in ("features", "probes"))
     found = features["metrics"]
-    work = "features of all layers, 12 x 512, 1024 tokens"
+    work = "features of all layers, {layers} x {width}, {tokens} tokens".format(**features["arguments"])
     rows.append(_row(f"{work}, against {found['fastest_native']}", _times(found["times_faster"]), features))
     rows.append(_row("their peak memory above the model", f"{found['peak_megabytes']['ours']:.0f} MB", features))
     for kind, comparison in probes["metrics"]["comparisons"].items():

@@ -1,5 +1,7 @@
 """The loop for CPUs: tokens as of transformers' loop, what of `generate` it takes on, and what it leaves."""
 
+import copy
+import mmap
 import weakref
 
 import pytest
@@ -10,12 +12,13 @@ from torch import nn
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import BaseStreamer, CompileConfig
 
-from hf_igpt import ImageGPTForCausalImageModeling, causal_generation_igpt
+from hf_igpt import ImageGPTForCausalImageModeling, causal_generation_igpt, fast_decoding_igpt
 from hf_igpt.causal_generation_igpt import CACHE_NAME
 from hf_igpt.completion_igpt import draw_hidden, stream_hidden
 from hf_igpt.fast_decoding_igpt import LayerMemory, TokenDecoder
 
 
+MATRICES = ("qkv", "projection", "up", "down")
 # A window of 3 tokens: the cache of 12 goes to the front of its memory again and again.
 WINDOWED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 3}
 
@@ -233,6 +236,55 @@ def test_going_on_copies_nothing():
     continued(model, prefix(model, 3), lambda cache: kept.append(note(cache)) or cache)
     note(kept[0])
     assert addresses[0] == addresses[1]
+
+
+@pytest.mark.parametrize("config", [{}, {"use_bias": True}], ids=str)
+@pytest.mark.parametrize(("steps", "largest", "copies"), [(1, 2**30, True), (1, 1, False), (100, 2**30, False)])
+def test_weights_are_copied_for_many_steps_of_a_small_model(monkeypatch, config, steps, largest, copies):
+    monkeypatch.setattr(fast_decoding_igpt, "_STEPS_WORTH_A_COPY", steps)
+    monkeypatch.setattr(fast_decoding_igpt, "_LARGEST_COPY", largest)
+    model = tiny_causal(**config)
+    ids = prefix(model, 3)
+    decoder = TokenDecoder(model, [], 2, 9)
+    matrices = [decoder.head, *(getattr(block, name) for block in decoder.blocks for name in MATRICES)]
+    pointers = {parameter.data_ptr() for parameter in model.parameters()}
+    assert all((matrix.data_ptr() in pointers) != copies for matrix in matrices)
+    images = model.generate(ids, do_sample=False)
+    assert torch.equal(images, stock(model, ids, do_sample=False))
+    # The weights of now count, not those of an earlier call.
+    model.lm_head.weight.data.neg_()
+    others = model.generate(ids, do_sample=False)
+    assert torch.equal(others, stock(model, ids, do_sample=False)) and not torch.equal(others, images)
+
+
+@pytest.mark.parametrize("windows", [{}, WINDOWED], ids=str)
+@pytest.mark.parametrize("system", ["gives large pages", "refuses them", "has none"])
+def test_memory_in_large_pages(monkeypatch, system, windows):
+    model, sizes = tiny_causal(**windows), []
+    ids = prefix(model, 3)
+    expected = stock(model, ids, do_sample=False)
+
+    class Memory(mmap.mmap):
+        def __new__(cls, number, size, **options):
+            sizes.append(size)
+            return super().__new__(cls, number, size, **options)
+
+        def madvise(self, advice):
+            assert advice == mmap.MADV_HUGEPAGE
+            if system == "refuses them":
+                raise OSError("Invalid argument")
+            super().madvise(advice)
+
+    monkeypatch.setattr(fast_decoding_igpt, "_LARGE_PAGE", 1)
+    monkeypatch.setattr(mmap, "mmap", Memory)
+    if system == "has none":
+        monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
+    start = model.generate(ids, do_sample=False, max_length=7, return_dict_in_generate=True)
+    assert torch.equal(continued(model, ids), expected)
+    assert torch.equal(model.generate(ids, do_sample=False), expected)
+    assert bool(sizes) == (system != "has none")
+    copied = copy.deepcopy(start[CACHE_NAME])
+    assert torch.equal(copied.layers[0].keys, start[CACHE_NAME].layers[0].keys)
 
 
 def test_memory_goes_with_the_keys_whose_place_others_take():

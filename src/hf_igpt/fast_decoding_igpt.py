@@ -8,6 +8,9 @@ run along the memory, and nothing else is computed. The tokens are those of tran
 Shapes: B images, T tokens, C width, H heads, D head size, V token values.
 """
 
+import contextlib
+import math
+import mmap
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,6 +29,10 @@ from .functional_igpt import QUICK_GELU_SCALE
 # logits that are rounded otherwise give other tokens.
 _DTYPES = (torch.float32, torch.float64)
 _BACKENDS = ("eager", "sdpa")
+_LARGE_PAGE = 2**21  # bytes
+# Weights are copied for as many steps, which take longer than the copy, and where it takes little memory.
+_STEPS_WORTH_A_COPY = 64
+_LARGEST_COPY = 2**30  # bytes
 _MODEL_ARGUMENTS = {"position_ids", "cache", "past_key_values", "use_cache", "logits_to_keep"}
 _OUTPUTS = ("output_attentions", "output_hidden_states", "output_scores", "output_logits")
 
@@ -158,7 +165,7 @@ def decode(
     # A cache that is returned, or was given, may be gone on with.
     is_kept = generation_config.return_dict_in_generate or getattr(cache, "_is_user_defined", False)
     room = model.config.n_positions if is_kept else longest - 1
-    decoder, logits = _start(model, input_ids, cache, room)
+    decoder, logits = _start(model, input_ids, cache, room, longest - length)
     try:
         while True:
             tokens = choose(ids[:, :length], logits)
@@ -182,7 +189,7 @@ def decode(
 
 
 def _start(
-    model: nn.Module, input_ids: torch.LongTensor, cache: DynamicCache, room: int
+    model: nn.Module, input_ids: torch.LongTensor, cache: DynamicCache, room: int, steps: int
 ) -> tuple["TokenDecoder", torch.FloatTensor]:
     """A decoder that has seen all ids, and the logits after the last of them."""
     cached = cache.get_seq_length()
@@ -192,7 +199,7 @@ def _start(
         for layer, memory in zip(cache.layers, memories, strict=True)
     )
     if cached == input_ids.shape[1] - 1 and memories and goes_on:
-        decoder = TokenDecoder(model, memories, len(input_ids))
+        decoder = TokenDecoder(model, memories, len(input_ids), steps)
         return decoder, decoder.step(input_ids[:, -1], cached)
     positions = torch.arange(cached, input_ids.shape[1]).unsqueeze(0)
     outputs = model(
@@ -208,7 +215,7 @@ def _start(
     for layer, memory in zip(cache.layers, memories, strict=True):
         memory.load(layer)
         memory.show_in(layer)
-    return TokenDecoder(model, memories, len(input_ids)), outputs.logits[:, -1].float()
+    return TokenDecoder(model, memories, len(input_ids), steps), outputs.logits[:, -1].float()
 
 
 class LayerMemory:
@@ -232,8 +239,8 @@ class LayerMemory:
         self.end = self.seen = 0
         # Rows of a length that divides into pages would compete for the same places in the CPU's caches.
         row = -(-self.room // 16) * 16 + 16
-        self.keys = like.new_empty(batch, heads, size, row)
-        self.values = like.new_empty(batch, heads, self.room, size)
+        self.keys = _new_memory(like, batch, heads, size, row)
+        self.values = _new_memory(like, batch, heads, self.room, size)
         self._key_rows, self._value_rows = self.keys.flatten(0, 1), self.values.flatten(0, 1)
 
     def load(self, layer: DynamicLayer) -> None:
@@ -279,8 +286,22 @@ class LayerMemory:
         return is_as_left and (self.is_endless or self.room >= room)
 
 
+def _new_memory(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """
+    Memory for a tensor, in large pages where the system gives them to who asks: a new key is written to as many places
+    as it has numbers, each in a page of its own otherwise, and to find a page takes longer than to write.
+    """
+    size = math.prod(shape) * like.element_size()
+    if size < _LARGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return like.new_empty(shape)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a system without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=like.dtype).view(shape)
+
+
 class _BlockWeights(NamedTuple):
-    """Matrices are transposed views; the norms' weights are multiplied by the root of the width."""
+    """Matrices are transposed, of shape (in, out); the norms' weights are multiplied by the root of the width."""
 
     norm_1: torch.Tensor
     qkv: torch.Tensor
@@ -298,17 +319,20 @@ class _BlockWeights(NamedTuple):
 class TokenDecoder:
     """A next-pixel head at work on one token of every image at a time."""
 
-    def __init__(self, model: nn.Module, memories: list[LayerMemory], batch: int):
+    def __init__(self, model: nn.Module, memories: list[LayerMemory], batch: int, steps: int = 1):
         """
         Args:
             model: a head that `can_decode` takes.
             memories: keys and values of the tokens so far.
+            steps: to come.
         """
         transformer, config = model.transformer, model.config
         self.width, self.heads = config.hidden_size, config.num_attention_heads
         self.memories = memories
         self.embeddings, self.positions = transformer.wte.weight, transformer.wpe.weight
-        self.head = model.lm_head.weight.t()
+        size = model.num_parameters() * model.lm_head.weight.element_size()
+        self.copies = steps >= _STEPS_WORTH_A_COPY and size <= _LARGEST_COPY
+        self.head = self._transposed(model.lm_head)
         self.blocks = [self._weights(block) for block in transformer.h]
         self.norm_f = self._norm_weight(transformer.ln_f)
         room = max((memory.room for memory in memories), default=0)
@@ -318,17 +342,22 @@ class TokenDecoder:
         attention, mlp = block.attn, block.mlp
         return _BlockWeights(
             self._norm_weight(block.ln_1),
-            attention.c_attn.weight.t(),
+            self._transposed(attention.c_attn),
             attention.c_attn.bias,
             attention.scaling,
-            attention.c_proj.weight.t(),
+            self._transposed(attention.c_proj),
             attention.c_proj.bias,
             self._norm_weight(block.ln_2),
-            mlp.c_fc.weight.t(),
+            self._transposed(mlp.c_fc),
             mlp.c_fc.bias,
-            mlp.c_proj.weight.t(),
+            self._transposed(mlp.c_proj),
             mlp.c_proj.bias,
         )
+
+    def _transposed(self, layer: nn.Linear) -> torch.Tensor:
+        # Products of few rows are faster along the rows of the matrix.
+        matrix = layer.weight.detach().t()
+        return matrix.contiguous() if self.copies else matrix
 
     def _norm_weight(self, norm: nn.Module) -> torch.Tensor:
         return norm.weight.detach() * self.width**0.5
@@ -343,10 +372,10 @@ class TokenDecoder:
         self.normed = new(batch, self.width)
         self.qkv = new(batch, 3 * self.width)
         self.query, self.key, self.value = self.qkv.view(batch, 3, self.heads, -1).unbind(1)
-        self.scaled_query = torch.empty_like(self.query, memory_format=torch.contiguous_format)
+        self.query_copy = torch.empty_like(self.query, memory_format=torch.contiguous_format)
         self.attended = new(batch, self.width)
         rows = batch * self.heads
-        self.query_rows, self.attended_rows = self.scaled_query.view(rows, 1, -1), self.attended.view(rows, 1, -1)
+        self.query_rows, self.attended_rows = self.query_copy.view(rows, 1, -1), self.attended.view(rows, 1, -1)
         self.score_memory = [new(rows * room), new(rows * room)]
         self.score_rows: dict[int, list[torch.Tensor]] = {}
         self.activated = new(batch, intermediate_size)
@@ -377,9 +406,9 @@ class TokenDecoder:
     def _attend(self, weights: _BlockWeights, memory: LayerMemory) -> None:
         _multiply(self._norm(weights.norm_1), weights.qkv, weights.qkv_bias, 1.0, self.qkv)
         keys, values = memory.extended(self.key, self.value)
-        torch.mul(self.query, weights.scaling, out=self.scaled_query)
+        self.query_copy.copy_(self.query)
         scores, probabilities = self._room_for_scores(keys.shape[2])
-        torch.bmm(self.query_rows, keys, out=scores)
+        torch.baddbmm(scores, self.query_rows, keys, beta=0, alpha=weights.scaling, out=scores)
         torch.softmax(scores, dim=-1, out=probabilities)
         torch.bmm(probabilities, values, out=self.attended_rows)
         _add_product(self.hidden, self.attended, weights.projection, weights.projection_bias, 1.0)
