@@ -15,7 +15,7 @@ from hf_igpt.data.options import token_layout
 from hf_igpt.training.arguments import PretrainArguments
 from hf_igpt.training.cost import parameters, training_flops, vqvae_training_flops
 from hf_igpt.training.objectives import model_class
-from hf_igpt.training.planning import optimizer_steps
+from hf_igpt.training.planning import optimizer_steps, planned_tokens
 from hf_igpt.training.pretraining import model_config
 from hf_igpt.training.vqvae_training import vqvae_config
 
@@ -35,7 +35,7 @@ def arguments_of(name: str) -> PretrainArguments:
 def test_which_recipes_there_are():
     sizes = ("cifar10", "digits", "imagenet32-igpt-l", "imagenet32-igpt-m", "imagenet32-igpt-s")
     others = ("cifar10-cpu", "cifar10-masked-cpu", "imagenet48-igpt-l", "imagenet64-igpt-xl")
-    others += ("imagenet64-igpt-s-windows",)
+    others += ("imagenet64-igpt-s-windows", "cifar10-cpu-progressive", "cifar10-rgb", "imagenet192-codes-igpt-l")
     assert {*others, *sizes, *(f"{name}-masked" for name in sizes)} == set(NAMES)
     assert (ROOT / "recipes").resolve() == SHIPPED_RECIPES.resolve()
     assert Path(hf_igpt.__file__).parent in SHIPPED_RECIPES.parents
@@ -46,7 +46,8 @@ def test_a_recipe_is_taken_by_name_and_by_path(name):
     arguments = arguments_of(name)
     assert arguments_of(str(ROOT / "recipes" / f"{name}.yaml")) == arguments
     assert arguments.output_dir == f"outputs/{name}"
-    needed = {"dataset_name", "image_size", "num_colors", "total_batch_size", "learning_rate"}
+    needed = {"dataset_name", "image_size", "total_batch_size", "learning_rate"}
+    needed.add("num_colors" if arguments.token_kind == "palette" else "token_kind")
     assert needed - load_recipe(name)[0].keys() == set()
 
 
@@ -135,7 +136,7 @@ def test_a_tokenizer_and_its_cost(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_model_and_its_cost(name):
     arguments = arguments_of(name)
-    layout = token_layout(arguments)
+    layout, _ = planned_tokens(arguments)
     config = model_config(arguments, layout)
     with torch.device("meta"):
         model = model_class(config)(config)

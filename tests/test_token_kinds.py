@@ -9,10 +9,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_models import random_tokens, tiny_config, tiny_masked
+from tiny_models import random_tokens, randomize_, tiny_config, tiny_masked
 from transformers import AutoImageProcessor
 
-from hf_igpt import IGPTImageProcessor, ImageGPTConfig, ImageGPTVQVAEConfig, ImageGPTVQVAEModel
+from hf_igpt import (
+    IGPTImageProcessor,
+    ImageGPTConfig,
+    ImageGPTForCausalImageModeling,
+    ImageGPTVQVAEConfig,
+    ImageGPTVQVAEModel,
+)
 from hf_igpt.checks_igpt import check_processor
 from hf_igpt.data.masking import UNIFORM, Masking
 from hf_igpt.data.token_store import check_tokens, tokens_info
@@ -252,3 +258,17 @@ def test_the_tokens_of_a_pixel_are_drawn_together(order):
         assert (whole == drawn.any(dim=2)).all()
     with pytest.raises(ValueError, match="whole cells of 3 tokens, got 4"):
         list(iterative_steps(model, tokens[:, :4], hidden[:, :4]))
+
+
+def test_a_grid_of_96_x_96_trains_and_continues_an_image(processor):
+    cell, channels = processor.cell_size, processor.num_channels
+    processor = processor.with_size(96 * cell)
+    tokens = torch.from_numpy(processor(list(map(Image.fromarray, random_images(1, 40, 50)))).input_ids)
+    assert tokens.shape == (1, 96 * 96 * channels)
+    model = randomize_(ImageGPTForCausalImageModeling(config_for(processor, num_hidden_layers=1)))
+    loss = model(labels=tokens).loss
+    loss.backward()
+    assert loss.isfinite() and model.transformer.wpe.weight.grad[-1].abs().sum() > 0
+    given = torch.cat([tokens.new_full((1, 1), model.config.start_token_id), tokens[:, :-3]], dim=1)
+    drawn = model.eval().generate(given)
+    assert torch.equal(drawn[:, 1:-3], tokens[:, :-3]) and drawn.shape == (1, tokens.shape[1] + 1)

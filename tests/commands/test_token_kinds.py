@@ -119,3 +119,19 @@ def test_options_that_do_not_go_together(run, tmp_path, kind, changes, cause):
     ended = run("pretrain", recipe(tmp_path, kind, **changes), cwd=tmp_path)
     assert ended.status == 1 and cause in ended.cause, ended.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("sides", [[4, 4], [3, 10]], ids=str)
+def test_any_grid_through_training_scoring_and_sampling(run, tmp_path, sides):
+    name = recipe(tmp_path, "palette", image_size=sides, num_colors=17, max_images=10, max_steps=2, total_batch_size=2)
+    ended = run("pretrain", name, cwd=tmp_path)
+    assert ended.status == 0, ended.stderr
+    ended = run("evaluate", "--model", "out/model", cwd=tmp_path)
+    assert json.loads(ended.stdout.splitlines()[-1])["metrics"]["tokens_per_image"] == sides[0] * sides[1], (
+        ended.stderr
+    )
+    ended = run("sample", "--model", "out/model", "--num_samples", "1", "--num_completions", "1",
+                "--completions_per_image", "1", cwd=tmp_path)  # fmt: skip
+    assert ended.status == 0, ended.stderr
+    with Image.open(tmp_path / "out/samples-final/samples.png") as picture:
+        assert picture.width >= sides[1] and picture.height >= sides[0]

@@ -43,6 +43,20 @@ def test_positions_keep_their_place_in_the_image_and_their_channel(channels, is_
     torch.testing.assert_close(resampled[inner], plane(new).reshape(16, 24, channels)[inner], atol=0.06, rtol=0)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_smaller_grid_averages_its_positions_and_says_so(channels, caplog):
+    old = tiny_config(image_size=[16, 24], num_channels=channels, is_causal=False)
+    new = tiny_config(image_size=[4, 6], num_channels=channels, is_causal=False)
+    resampled = resample_positions(plane(old), old, new).reshape(4, 6, channels)
+    inner = (slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(resampled[inner], plane(new).reshape(4, 6, channels)[inner], atol=0.06, rtol=0)
+    assert "positions of a grid of 16 x 24 are averaged for one of 4 x 6" in caplog.text
+    # What changes from cell to cell is averaged away, not picked at random.
+    noise = torch.arange(16 * 24 * channels).view(16, 24, channels)[..., :1].sum(-1, keepdim=True) % 2
+    noise = noise.expand(16, 24, channels).reshape(-1, 1).float()
+    assert (resample_positions(noise, old, new) - 0.5).abs().max() < 0.1
+
+
 def test_the_start_tokens_position_is_kept_and_mixes_with_no_other():
     old, new = tiny_config(image_size=4), tiny_config(image_size=8)
     positions = torch.randn(16, 5)

@@ -1,5 +1,6 @@
 """The weights that pretraining begins with where it goes on from a checkpoint, of the same grid or of another."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ from hf_igpt.configuration_igpt import ImageGPTConfig
 if TYPE_CHECKING:
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
     from hf_igpt.modeling_igpt import ImageGPTPreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 # Fields that may differ: they change neither the shape nor the meaning of a weight, but for the positions. Kind and
 # number of values follow from the tokens, which are compared themselves.
@@ -93,7 +96,7 @@ def copy_weights(initial: InitialWeights, model: "ImageGPTPreTrainedModel") -> N
 def resample_positions(positions: torch.Tensor, old: ImageGPTConfig, new: ImageGPTConfig) -> torch.Tensor:
     """
     Learned positions (tokens, width) of one grid for another, by bicubic interpolation over rows and columns; every
-    channel of a cell by itself.
+    channel of a cell by itself. For a smaller grid they are averaged, with a warning.
 
     In a next-pixel model position i reads token i - 1 and predicts token i; it is resampled as the place of what it
     predicts. The first position reads the start token, which is no pixel: it is kept as it is, and the position to its
@@ -114,7 +117,15 @@ def resample_positions(positions: torch.Tensor, old: ImageGPTConfig, new: ImageG
     if has_start and old.grid != (1, 1):
         cells[0, 0, 0] = cells[0, 1, 0] if old.grid[1] > 1 else cells[1, 0, 0]
     planes = cells.permute(2, 3, 0, 1)  # (channels, width, rows, columns)
-    resampled = F.interpolate(planes, size=new.grid, mode="bicubic", align_corners=False)
+    shrinks = any(side < before for side, before in zip(new.grid, old.grid, strict=True))
+    if shrinks:
+        logger.warning(
+            "The positions of a grid of %d x %d are averaged for one of %d x %d: what tells neighbours apart is lost. "
+            "Go on from smaller images to larger ones instead.",
+            *old.grid,
+            *new.grid,
+        )
+    resampled = F.interpolate(planes, size=new.grid, mode="bicubic", align_corners=False, antialias=shrinks)
     resampled = resampled.permute(2, 3, 0, 1).flatten(0, 2).to(positions.dtype)
     if has_start:
         resampled[0] = positions[0]

@@ -34,7 +34,7 @@ def plan(arguments: PlanArguments, name: str) -> dict[str, Any]:
             of unknown size where the number of steps depends on it.
     """
     arguments.check()
-    tokens, notes = _tokens(arguments)
+    tokens, notes = planned_tokens(arguments)
     if arguments.torch_compile:
         notes.append(
             "Times and memory are those of a run that isn't compiled: `torch_compile` changes nothing in them."
@@ -78,7 +78,7 @@ def optimizer_steps(arguments: PlanArguments) -> int:
     return math.ceil(arguments.num_train_epochs * math.ceil(images / arguments.total_batch_size))
 
 
-def _tokens(arguments: PlanArguments) -> tuple["TokenLayout | IGPTImageProcessor", list[str]]:
+def planned_tokens(arguments: PlanArguments) -> tuple["TokenLayout | IGPTImageProcessor", list[str]]:
     """The run's tokens, and what is assumed about them."""
     if arguments.palette is not None and Path(arguments.palette).is_dir():
         from hf_igpt.image_processing_igpt import IGPTImageProcessor
