@@ -53,6 +53,7 @@ LOAD_KINDS = {
 }
 # Commands that take the options of pretrain beside their own.
 TAKING_PRETRAINS = ("plan", "palette_sweep")
+VQVAES = ("digits-vqvae", "cifar10-cpu-vqvae")
 FINETUNED = ("digits-finetune", "digits-scratch", "cifar10-cpu-finetune", "cifar10-cpu-scratch")
 
 
@@ -476,6 +477,31 @@ def test_nats(name: str) -> str:
     return f"{read_results(RESULTS / f'{name}-test.json')['metrics']['nats_per_token']:.3f}"
 
 
+def vqvae_table() -> str:
+    """What the VQ-VAEs that were trained make of test images."""
+    rows = [
+        "| run | pixels, codes | codebook | PSNR on test | SSIM | codes used | perplexity | training time |",
+        "|---" * 8 + "|",
+    ]
+    for name in VQVAES:
+        run = read_results(RESULTS / f"{name}.json")
+        arguments, test, grid = run["arguments"], run["metrics"]["test"], run["metrics"]["grid"]
+        sides = arguments["image_size"] * 2 if len(arguments["image_size"]) == 1 else arguments["image_size"]
+        ssim = "" if test["ssim"] is None else f"{test['ssim']:.3f}"
+        seconds = training_seconds(run["log_history"], arguments["total_batch_size"])
+        rows.append(
+            f"| [{name}](docs/results/{name}.json) | {sides[0]}x{sides[1]}, {grid[0]}x{grid[1]} "
+            f"| {arguments['codebook_size']} | **{test['psnr_db']:.1f} dB** | {ssim} | {test['codes_used']} "
+            f"| {test['perplexity']:.0f} | {seconds / 60:.1f} min |"
+        )
+    note = (
+        "PSNR over all pixels of the test split, SSIM (Wang et al., 2004) the mean over its images. Perplexity is the "
+        "number of codes that, used equally often, would have the same entropy. Times are of one CPU thread, beside "
+        "other work and without validation."
+    )
+    return "\n".join([*rows, "", note])
+
+
 def palette_psnr() -> str:
     """Of the palette of CIFAR-10."""
     return f"{read_results(RESULTS / 'cifar10-palette.json')['metrics']['psnr_db']:.1f} dB"
@@ -711,6 +737,7 @@ MARKED: dict[str, Callable[[], str]] = {
     "digits-minutes": partial(training_minutes, "digits"),
     "digits-nats": partial(test_nats, "digits"),
     "cifar10-cpu-minutes": partial(training_minutes, "cifar10-cpu"),
+    "vqvaes": vqvae_table,
     "cifar10-palette-psnr": palette_psnr,
     "commands": commands_text,
 }
