@@ -111,6 +111,10 @@ def benchmarks_table() -> str:
                 rows.append(_row(f"{work}, {state}, against {name}", _times(ratio), quantization))
     work = "sampling {batch} images of {tokens} tokens, {layers} x {width}".format(**sampling["arguments"])
     rows.append(_row(work, _times(sampling["metrics"]["times_faster"]), sampling))
+    bound = sampling["metrics"]["rows"][0]["times_the_bound"]
+    rows.append(
+        _row("its time, in that of reading weights, keys and values once a step", f"{bound:.2f} times", sampling)
+    )
     features, probes = (read_results(RESULTS / f"benchmark-{name}.json") for name in ("features", "probes"))
     found = features["metrics"]
     work = "features of all layers, {layers} x {width}, {tokens} tokens".format(**features["arguments"])
