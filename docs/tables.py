@@ -8,7 +8,6 @@ renders.
 
 import dataclasses
 import importlib
-import math
 import os
 import re
 import statistics
@@ -17,16 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from token_tables import bits_per_dim_table, palette_sweep_table, progressive_table, three_kinds_table
+
 from hf_igpt.arguments import SHIPPED_RECIPES, shipped_recipes
 from hf_igpt.commands.main import COMMANDS, CONFIGURATIONS, SHARED_BY_PROCESSES
 from hf_igpt.configuration_igpt import ImageGPTConfig
-from hf_igpt.data.token_store import token_hash_in
 from hf_igpt.evaluation.features import layer_window
 from hf_igpt.parallel_decoding_igpt import FORECASTS
 from hf_igpt.results import read_results
 from hf_igpt.training.attention_windows import attention_fields
 from hf_igpt.training.cost import parameters, training_flops
-from hf_igpt.training.palette_sweep import sweep_table
 from hf_igpt.training.plan_text import plans_table
 from hf_igpt.training.throughput import training_seconds
 
@@ -643,58 +642,6 @@ def hybrid_attention_table() -> str:
     return "\n".join([*rows, "", note])
 
 
-def bits_per_dim_table() -> str:
-    """Bits/dim of palette models: those of the tokens, and of the colours by either density."""
-    rows = ["| images | colours | model | tokens | colours, uniform | colours, empirical | bits/dim | JSON |"]
-    rows.append("|---" * 8 + "|")
-    smoothings = []
-    for images, name, run in (
-        ("digits, 8x8", "digits", "digits"),
-        ("CIFAR-10, 16x16", "cifar10-16", "cifar10-cpu"),
-    ):
-        files = {density: f"docs/results/color-bits-{name}-{density}.json" for density in ("uniform", "empirical")}
-        found = {density: read_results(ROOT / file) for density, file in files.items()}
-        colors = {density: result["metrics"]["bits_per_dim_of_colors"] for density, result in found.items()}
-        count = round(math.exp(found["uniform"]["metrics"]["uniform_nats_per_token"]))
-        smoothings.append(f"{found['empirical']['metrics']['color_smoothing']:g}")
-        _same_palette(run, found["uniform"])
-        tokens = read_results(RESULTS / f"{run}-test.json")["metrics"]["nats_per_token"] / math.log(2) / 3
-        sums = ", ".join(f"**{tokens + bits:.3f}** {density}" for density, bits in colors.items())
-        cells = f"`{run}` | {tokens:.3f} | {colors['uniform']:.3f} | {colors['empirical']:.3f} | {sums}"
-        links = [f"[{density}]({file})" for density, file in files.items()]
-        links.append(f"[tokens](docs/results/{run}-test.json)")
-        rows.append(f"| {images} | {count} | {cells} | {', '.join(links)} |")
-    note = (
-        "On test images. The colours' bits don't depend on the model: [color-bits.sh](runs/color-bits.sh) measures "
-        "them with the palettes of these models. Smoothing, chosen by validation images: "
-        f"{', '.join(smoothings)} a colour, in the order of the rows."
-    )
-    return "\n".join([*rows, "", note])
-
-
-def _same_palette(run: str, colors: dict[str, Any]) -> None:
-    if (palette := token_hash_in(read_results(RESULTS / f"{run}.json"))) != token_hash_in(colors):
-        raise ValueError(f"The colours were measured with another palette than that of {run}, {palette}.")
-
-
-def palette_sweep_table() -> str:
-    """One small model at equal FLOPs with palettes of several sizes."""
-    results = read_results(RESULTS / "palette-sweep.json")
-    rows, arguments, hardware = results["metrics"]["palettes"], results["arguments"], results["hardware"]
-    side, flops = arguments["image_size"][0], [row["training_flops"] for row in rows]
-    note = (
-        f"CIFAR-10 at {side}x{side}, at most {arguments['max_images']:,} images of a split, "
-        f"{arguments['num_hidden_layers']} blocks, {arguments['hidden_size']} wide, batches of "
-        f"{arguments['total_batch_size']}, seed {arguments['seed']}; the training FLOPs differ by at most "
-        f"{100 * (max(flops) / min(flops) - 1):.1f} %. Everything is of test images; validation chose layers, "
-        f"penalties and smoothing. Training took {sum(row['training_seconds'] for row in rows) / 60:.0f} minutes on "
-        f"one of {hardware['cores']} cores of {hardware['cpu']}, shared with other work. "
-        "[Recipe](recipes/palette-sweep-cifar10-cpu.yaml), "
-        "[JSON](docs/results/palette-sweep.json)."
-    )
-    return "\n".join([sweep_table(rows), "", note])
-
-
 def configurations_table() -> str:
     """What accelerate's configurations are for, from their headers."""
     rows = ["| `--config_file` | for | run |", "|---|---|---|"]
@@ -734,6 +681,8 @@ MARKED: dict[str, Callable[[], str]] = {
     "configurations": configurations_table,
     "bits-per-dim": bits_per_dim_table,
     "palette-sweep": palette_sweep_table,
+    "three-kinds": three_kinds_table,
+    "progressive": progressive_table,
     "digits-best-layer": partial(probe_accuracy, "digits", "best"),
     "digits-pixels": partial(probe_accuracy, "digits", "pixels"),
     "cifar10-cpu-best-layer": partial(probe_accuracy, "cifar10-cpu", "best"),

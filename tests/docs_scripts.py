@@ -7,6 +7,8 @@ from types import ModuleType
 
 
 DOCS = Path(__file__).parents[1] / "docs"
+# They import each other.
+sys.path.append(str(DOCS))
 
 
 def load(name: str) -> ModuleType:
