@@ -106,15 +106,14 @@ def _check(arguments: "TrainVQVAEArguments") -> None:
 
 
 def _load(arguments: "TrainVQVAEArguments", state: Any) -> "tuple[ImageSource, dict[str, PixelDataset]]":
-    from hf_igpt.data.options import grid_size, load_source
+    from hf_igpt.data.options import crop_fields, grid_size, load_source
     from hf_igpt.data.pixels import PixelDataset
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
 
     with state.main_process_first():
         # Classes are never read, and there may be several columns of them.
         source = load_source(dataclasses.replace(arguments, label_column="none"))
-    crop = {} if arguments.crop_size is None else {"do_center_crop": True, "crop_size": arguments.crop_size}
-    processor = IGPTImageProcessor(size=grid_size(arguments), **crop)
+    processor = IGPTImageProcessor(size=grid_size(arguments), **crop_fields(arguments.crop_size))
 
     def split(name: str, augment: str) -> PixelDataset:
         return PixelDataset(
