@@ -17,7 +17,13 @@ from safetensors.torch import load_file
 from test_storage import die, killed
 from tiny_models import tiny_causal
 
-from hf_igpt import IGPTImageProcessor, ImageGPTConfig, ImageGPTForCausalImageModeling
+from hf_igpt import (
+    IGPTImageProcessor,
+    ImageGPTConfig,
+    ImageGPTForCausalImageModeling,
+    ImageGPTVQVAEConfig,
+    ImageGPTVQVAEModel,
+)
 
 
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir")
@@ -89,7 +95,13 @@ def look_at_model(folder: Path) -> tuple[float, float] | str:
 @pytest.fixture(autouse=True)
 def without_code(monkeypatch):
     """Nor the copies of it, which are most of the operations."""
-    for saved in (ImageGPTForCausalImageModeling, ImageGPTConfig, IGPTImageProcessor):
+    for saved in (
+        ImageGPTForCausalImageModeling,
+        ImageGPTConfig,
+        ImageGPTVQVAEConfig,
+        ImageGPTVQVAEModel,
+        IGPTImageProcessor,
+    ):
         monkeypatch.setattr(saved, "_auto_class", None)
 
 
@@ -174,6 +186,36 @@ def test_a_kill_leaves_the_old_or_the_new_file(tmp_path, what):
     assert len(found) > 3 and found[0] == old and found[-1] != old
     assert found == [old] * found.count(old) + [found[-1]] * found.count(found[-1])
     assert second.save_pretrained(folder) == answer
+
+
+def codes(seed: int) -> IGPTImageProcessor:
+    torch.manual_seed(seed)
+    sizes = {"downsampling": 2, "codebook_size": 5, "code_size": 3, "hidden_size": 4, "num_residual_blocks": 0}
+    vqvae = ImageGPTVQVAEModel(ImageGPTVQVAEConfig(**sizes))
+    return IGPTImageProcessor(size=4, token_kind="vqvae", vqvae=vqvae)
+
+
+@pytest.mark.parametrize("kinds", ["codes, codes", "palette, codes", "codes, palette", "vqvae, codes"])
+def test_a_kill_leaves_no_processor_with_the_vqvae_of_another(tmp_path, kinds):
+    folder, (first, second) = tmp_path / "saved", kinds.split(", ")
+    new = codes(1) if second == "codes" else processor(1)
+    if first == "vqvae":
+        codes(0).vqvae.save_pretrained(folder / "vqvae")
+        old = "nothing"
+    else:
+        saved = codes(0) if first == "codes" else processor(0)
+        saved.save_pretrained(folder)
+        old = saved.token_hash
+
+    def look() -> str:
+        with contextlib.suppress(OSError):
+            return IGPTImageProcessor.from_pretrained(folder).token_hash
+        return "nothing"
+
+    found = outcomes(folder, lambda: new.save_pretrained(folder), look)
+    assert len(found) > 3 and found[0] == old and found[-1] == new.token_hash
+    assert found == sorted(found, key=[old, "nothing", new.token_hash].index)
+    assert ("nothing" in found) == (kinds in ("codes, codes", "vqvae, codes"))
 
 
 def test_load_what_was_saved_over_itself(tmp_path):

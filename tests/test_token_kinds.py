@@ -2,10 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -119,6 +122,43 @@ def test_saving_over_another_vqvae_leaves_one(tmp_path):
     other = make_processor("vqvae", vqvae=make_vqvae(1))
     other.save_pretrained(tmp_path)
     assert IGPTImageProcessor.from_pretrained(tmp_path).token_hash == other.token_hash
+
+
+def test_another_kind_over_codes_leaves_no_vqvae_and_none_of_somebody_else_goes(tmp_path):
+    make_processor("vqvae").save_pretrained(tmp_path)
+    for kind in ("rgb", "palette"):
+        make_processor(kind).save_pretrained(tmp_path)
+        assert not (tmp_path / "vqvae").exists()
+        assert IGPTImageProcessor.from_pretrained(tmp_path).token_kind == kind
+    make_vqvae().save_pretrained(tmp_path / "vqvae")
+    make_processor("rgb").save_pretrained(tmp_path)
+    assert ImageGPTVQVAEModel.from_pretrained(tmp_path / "vqvae").codes_hash == make_vqvae().codes_hash
+
+
+@pytest.mark.parametrize("before", ["nothing", "its vqvae", "palette", "vqvae"])
+def test_pushed_while_it_is_saved_it_is_whole(tmp_path, monkeypatch, before):
+    uploaded = {}
+
+    def create_commit(self, *, operations, **_):
+        for operation in operations:
+            uploaded[operation.path_in_repo] = Path(operation.path_or_fileobj).read_bytes()
+
+    monkeypatch.setattr(HfApi, "create_commit", create_commit)
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: SimpleNamespace(repo_id=repo_id))
+    folder, pushed = tmp_path / "saved", tmp_path / "pushed"
+    processor = make_processor("vqvae", vqvae=make_vqvae(1))
+    if before == "its vqvae":
+        processor.vqvae.save_pretrained(folder / "vqvae")
+    elif before != "nothing":
+        make_processor(before).save_pretrained(folder)
+    processor.save_pretrained(str(folder), push_to_hub=True, repo_id="someone/name")
+    for name, content in uploaded.items():
+        (pushed / name).parent.mkdir(parents=True, exist_ok=True)
+        (pushed / name).write_bytes(content)
+    for place in (folder, pushed):
+        assert IGPTImageProcessor.from_pretrained(place).token_hash == processor.token_hash
+        assert (place / "vqvae/modeling_igpt_vqvae.py").is_file() and (place / "image_processing_igpt.py").is_file()
+    assert not list(folder.rglob(".partial*"))
 
 
 def test_a_vqvae_that_is_not_the_processors_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Image processor of Image GPT: images to tokens and back."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -439,12 +440,26 @@ class IGPTImageProcessor(BaseImageProcessor):
     def save_pretrained(
         self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """As in transformers; a kill leaves the old file or the new one."""
+        """
+        As in transformers, with the VQ-VAE in the folder `vqvae` where there is one. A kill leaves the old processor
+        or the new one; over one with another VQ-VAE also none, never a mixture.
+        """
         save = super().save_pretrained
-        if self.vqvae is not None:
-            self.vqvae.save_pretrained(os.path.join(save_directory, _VQVAE_FOLDER))
-        save_over(lambda folder: save(folder, push_to_hub, **kwargs), save_directory, re.compile(re.escape(_FILE)))
+
+        def save_whole(folder: str | os.PathLike) -> None:
+            if self.vqvae is not None:
+                self.vqvae.save_pretrained(os.path.join(folder, _VQVAE_FOLDER))
+            save(folder, push_to_hub, **kwargs)
+
+        has_old = self.vqvae is None and _has_vqvae(save_directory)
+        obsolete = [_VQVAE_FOLDER] if has_old else []
+        save_over(save_whole, save_directory, re.compile(re.escape(_FILE)), obsolete)
         return [os.path.join(save_directory, _FILE)]
+
+    def _upload_modified_files(self, working_dir, repo_id, files_timestamps, *args, **kwargs):
+        # The VQ-VAE was written before transformers took the times by which it finds what to upload.
+        times = {name: time for name, time in files_timestamps.items() if name != _VQVAE_FOLDER or self.vqvae is None}
+        return super()._upload_modified_files(working_dir, repo_id, times, *args, **kwargs)
 
     def __repr__(self) -> str:
         tokens = "None" if self._kind is None else f"<{self.description}, hash {self.token_hash}>"
@@ -471,6 +486,17 @@ def _as_kind(token_kind: str, palette: Any, vqvae: Any) -> TokenKind | None:
     if token_kind == PALETTE:
         return None if palette is None else PaletteTokens(palette)
     return RGBTokens()
+
+
+def _has_vqvae(folder: str | os.PathLike) -> bool:
+    """Whether a processor with codes was saved there. A folder of that name beside another may be anyone's."""
+    try:
+        with open(os.path.join(folder, _FILE), encoding="utf-8") as file:
+            config = json.load(file)
+    except (OSError, RecursionError, ValueError):
+        return False
+    is_of_codes = isinstance(config, dict) and config.get("token_kind") == VQVAE
+    return is_of_codes and os.path.isdir(os.path.join(folder, _VQVAE_FOLDER))
 
 
 def _load_vqvae(name_or_path: str | os.PathLike, hub_options: dict[str, Any]) -> Any:
