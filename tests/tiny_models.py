@@ -2,7 +2,14 @@
 
 import torch
 
-from hf_igpt import ImageGPTConfig, ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling
+from hf_igpt import (
+    IGPTImageProcessor,
+    ImageGPTConfig,
+    ImageGPTForCausalImageModeling,
+    ImageGPTForMaskedImageModeling,
+    ImageGPTVQVAEConfig,
+    ImageGPTVQVAEModel,
+)
 
 
 def tiny_config(**overrides) -> ImageGPTConfig:
@@ -32,6 +39,14 @@ def randomize_(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
         else:
             parameter.copy_(1 + 0.3 * noise)
     return model
+
+
+def code_processor(height: int, width: int, num_codes: int = 10, seed: int = 0) -> IGPTImageProcessor:
+    """Images of so many pixels to codes of 2 x 2 pixels, by a VQ-VAE that was never trained."""
+    torch.manual_seed(seed)
+    sizes = {"downsampling": 2, "codebook_size": num_codes, "code_size": 4, "hidden_size": 8, "residual_size": 4}
+    vqvae = ImageGPTVQVAEModel(ImageGPTVQVAEConfig(**sizes))
+    return IGPTImageProcessor(size={"height": height, "width": width}, token_kind="vqvae", vqvae=vqvae)
 
 
 def random_tokens(config: ImageGPTConfig, batch: int = 2, length: int | None = None, seed: int = 1) -> torch.Tensor:

@@ -75,6 +75,10 @@ def test_what_comes_after_takes_every_kind(finished, run):
     metrics = json.loads(ended.stdout.splitlines()[-1])["metrics"]
     assert metrics["tokens_per_image"] == tokens
     assert 0 < metrics["nats_per_token"] < np.log(LAYOUTS[kind][0]) * 1.2
+    of_run = json.loads((folder / "out/results.json").read_text())["metrics"]["validation"]
+    for scores in (metrics, of_run):
+        per_pixel = scores["nats_per_token"] * tokens / 64 / np.log(2)
+        assert scores["bits_per_pixel"] == pytest.approx(per_pixel)
     for command in (
         ("sample", "--model", "out/model", "--num_samples", "2", "--num_completions", "2"),
         ("probe", "--model", "out/model", "--pixels"),

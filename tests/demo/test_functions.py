@@ -28,7 +28,7 @@ from hf_igpt.demo.inputs import (
     read_settings,
     read_upload,
 )
-from hf_igpt.demo.likelihood import heat_map, pixel_bits
+from hf_igpt.demo.likelihood import cell_bits, heat_map
 from hf_igpt.demo.palettes import with_own_palettes
 from hf_igpt.generation import sample
 from hf_igpt.losses_igpt import token_nats
@@ -236,7 +236,7 @@ def test_an_animation_gives_its_first_frame_and_large_images_are_made_smaller(tm
 def test_bits_of_a_next_pixel_model_add_up_to_its_loss(opened):
     checkpoint = opened["causal"]
     image = checkpoint.examples[1].image
-    bits = pixel_bits(checkpoint, image)
+    bits = cell_bits(checkpoint, image)
     tokens = checkpoint.processor([image], return_tensors="pt").input_ids
     with torch.inference_mode():
         output = checkpoint.model(labels=tokens)
@@ -248,10 +248,10 @@ def test_bits_of_a_next_pixel_model_add_up_to_its_loss(opened):
 def test_bits_of_a_masked_model_are_of_hidden_pixels(opened):
     checkpoint = opened["masked"]
     image = checkpoint.examples[1].image
-    bits = pixel_bits(checkpoint, image)
+    bits = cell_bits(checkpoint, image)
     assert bits.shape == (8, 8) and (bits > 0).all()
-    np.testing.assert_array_equal(pixel_bits(checkpoint, image), bits)
-    assert (pixel_bits(checkpoint, checkpoint.examples[2].image) != bits).any()
+    np.testing.assert_array_equal(cell_bits(checkpoint, image), bits)
+    assert (cell_bits(checkpoint, checkpoint.examples[2].image) != bits).any()
 
 
 def test_the_heat_map_is_bright_where_the_model_is_surprised(either):

@@ -2,30 +2,21 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from tiny_demo import marked, pictures, text_of
-from tiny_models import randomize_, tiny_config
+from tiny_models import code_processor, randomize_, tiny_config
 
-from hf_igpt import (
-    IGPTImageProcessor,
-    ImageGPTForCausalImageModeling,
-    ImageGPTForMaskedImageModeling,
-    ImageGPTVQVAEConfig,
-    ImageGPTVQVAEModel,
-)
+from hf_igpt import IGPTImageProcessor, ImageGPTForCausalImageModeling, ImageGPTForMaskedImageModeling
 from hf_igpt.commands.demo import open_checkpoint
 from hf_igpt.demo import handlers
+from hf_igpt.demo.likelihood import cell_bits
 from hf_igpt.plots import MISSING
 
 
 def make_processor(kind: str) -> IGPTImageProcessor:
     if kind == "rgb":
         return IGPTImageProcessor(size=4, token_kind="rgb")
-    torch.manual_seed(0)
-    sizes = {"downsampling": 2, "codebook_size": 13, "code_size": 4, "hidden_size": 8, "residual_size": 4}
-    vqvae = ImageGPTVQVAEModel(ImageGPTVQVAEConfig(**sizes))
-    return IGPTImageProcessor(size=8, token_kind="vqvae", vqvae=vqvae)
+    return code_processor(8, 8, num_codes=13)
 
 
 @pytest.fixture(scope="module", params=[(kind, head) for kind in ("rgb", "vqvae") for head in ("causal", "masked")])
@@ -51,9 +42,30 @@ def test_every_view(checkpoint):
     assert checkpoint.processor.description in checkpoint.summary()
     chosen = handlers.choose_example(checkpoint, 0)
     assert pictures(chosen.view)[1].shape[:2] == (height, width)
-    assert len(pictures(handlers.surprise_view(checkpoint, chosen.image))) == 1
+    assert f"as the model sees it, {height} x {width}" in text_of(chosen.view)
+    surprise = handlers.surprise_view(checkpoint, chosen.image)
+    assert pictures(surprise)[0].shape[:2] == checkpoint.grid
+    is_codes = checkpoint.processor.token_kind == "vqvae"
+    assert ("surprise at each " + ("cell of 2 x 2 pixels" if is_codes else "pixel") + ", 0") in text_of(surprise)
+    cell = "cell" if is_codes else "pixel"
+    assert (f"All {cell}s: " if checkpoint.is_causal else f"each {cell} scored") in text_of(surprise)
+    assert f"all colours, {height} x {width}" in text_of(handlers.palette_view(checkpoint, chosen.image))
     assert checkpoint.processor.description in text_of(handlers.palette_view(checkpoint, chosen.image))
     assert len(pictures(handlers.neighbours_view(checkpoint, chosen.image, 1))) == 9
+
+
+@pytest.mark.parametrize("checkpoint", [("rgb", "masked"), ("vqvae", "masked")], indirect=True)
+def test_a_masked_model_is_scored_with_whole_cells_hidden(checkpoint):
+    seen = []
+    hook = checkpoint.model.register_forward_pre_hook(
+        lambda model, _, given: seen.append(given["bool_masked_pos"].clone()), with_kwargs=True
+    )
+    cell_bits(checkpoint, checkpoint.examples[0].image)
+    hook.remove()
+    (hidden,) = seen
+    cells = hidden.view(len(hidden), -1, checkpoint.processor.num_channels)
+    assert (cells.all(dim=2) == cells.any(dim=2)).all()
+    assert (cells[..., 0].sum(dim=0) == len(hidden) // 2).all() and (cells[..., 0].sum(dim=1) == 8).all()
 
 
 def test_drawing_goes_from_grey_to_whole_images_and_keeps_what_is_given(checkpoint):

@@ -152,7 +152,9 @@ def test_bits_per_dim_of_a_model_are_those_of_tokens_and_colours():
 def test_rgb_tokens_have_exact_bits_per_dim_and_codes_have_none():
     model = tiny_causal(image_size=[2, 3], num_channels=3)
     tokens = random_tokens(model.config, 3).numpy()
-    likelihood = log_likelihood(model, tokens, processor=SimpleNamespace(token_kind="rgb"))
+    likelihood = log_likelihood(
+        model, tokens, processor=IGPTImageProcessor({"height": 2, "width": 3}, token_kind="rgb")
+    )
     assert likelihood.bits_per_dim == pytest.approx(likelihood.nats_per_token / math.log(2), rel=1e-12)
     metrics = likelihood.metrics()
     assert metrics["color_density"] == "exact" and metrics["bits_per_dim_of_colors"] == 0

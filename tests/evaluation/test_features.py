@@ -161,7 +161,7 @@ def test_what_is_refused(model):
         extract_features(model, tokens[:0])
     with pytest.raises(ValueError, match="for masked models"):
         extract_features(model, tokens, masking=Masking(12))
-    with pytest.raises(ValueError, match="different palettes"):
+    with pytest.raises(ValueError, match="another palette or VQ-VAE"):
         extract_features(model, tokens + 1)
     broken = tiny_causal()
     with torch.no_grad():

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_igpt import causal_model
-from tiny_models import random_tokens, tiny_causal
+from tiny_models import code_processor, random_tokens, tiny_causal
 
-from hf_igpt.data.token_store import token_rows
+from hf_igpt import IGPTImageProcessor
+from hf_igpt.data.token_store import token_record, token_rows, write_record
 from hf_igpt.evaluation import Likelihood, baselines, log_likelihood
 
 
@@ -80,6 +81,30 @@ def test_a_tokenized_split_is_scored_as_its_array(model):
     np.testing.assert_allclose(log_likelihood(model, chosen).nats_per_image, expected[[4, 0, 2]], rtol=1e-12)
     together = datasets.concatenate_datasets([split.select([5]), split.select(range(2))])
     np.testing.assert_array_equal(token_rows(together), tokens[[5, 0, 1]])
+
+
+def test_bits_per_pixel_of_codes_are_over_the_pixels_of_the_image(model):
+    tokens, processor = images(model), code_processor(6, 8)
+    cells = log_likelihood(model, tokens)
+    per_pixel = cells.nats_per_image.mean() / (6 * 8) / math.log(2)
+    likelihood = log_likelihood(model, tokens, processor=processor)
+    assert (likelihood.pixels_per_image, cells.pixels_per_image) == (48, 12)
+    assert likelihood.metrics()["bits_per_pixel"] == pytest.approx(per_pixel, rel=1e-12)
+    assert likelihood.nats_per_token == cells.nats_per_token
+    # The record of a split says it too, for who has no processor at hand.
+    split = dataset_of(tokens)
+    write_record(split, token_record(processor), [])
+    assert log_likelihood(model, split).bits_per_pixel == pytest.approx(per_pixel, rel=1e-12)
+
+
+def test_pixels_of_a_palette_are_the_cells(model):
+    tokens = images(model)
+    processor = IGPTImageProcessor({"height": 3, "width": 4}, palette=np.arange(30).reshape(10, 3) * 8)
+    expected = log_likelihood(model, tokens).bits_per_pixel
+    assert log_likelihood(model, tokens, processor=processor).bits_per_pixel == expected
+    split = dataset_of(tokens)
+    write_record(split, token_record(processor), [])
+    assert log_likelihood(model, split).bits_per_pixel == expected
 
 
 def test_bits_per_pixel_of_three_tokens_a_cell():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from reference_igpt import masked_model
-from tiny_models import random_tokens, randomize_, tiny_causal, tiny_config, tiny_masked
+from tiny_models import code_processor, random_tokens, randomize_, tiny_causal, tiny_config, tiny_masked
 
 from hf_igpt import ImageGPTForMaskedImageModeling
 from hf_igpt.data.masking import UNIFORM, Masking
@@ -117,6 +117,15 @@ def test_metrics_say_what_was_measured(model):
     assert (metrics["mask_rate"], metrics["num_masks"], metrics["num_images"]) == (0.4, 5, 6)
     single, _ = masked_metrics(model, tokens[:1])
     assert single["bound_nats_per_token_standard_error"] is None
+
+
+def test_the_bound_of_codes_is_over_the_pixels_of_the_image(model):
+    tokens = random_tokens(model.config, batch=3).numpy()
+    cells, bound = likelihood_bound(model, tokens), likelihood_bound(model, tokens, processor=code_processor(6, 8))
+    np.testing.assert_array_equal(bound.nats_per_image, cells.nats_per_image)
+    assert bound.bits_per_pixel == pytest.approx(cells.bits_per_pixel / 4, rel=1e-12)
+    metrics, _ = masked_metrics(model, tokens, processor=code_processor(6, 8))
+    assert metrics["bound_bits_per_pixel"] == pytest.approx(cells.bits_per_pixel / 4, rel=1e-12)
 
 
 def test_each_objective_has_its_own_measure(model):

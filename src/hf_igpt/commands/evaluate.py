@@ -82,7 +82,7 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
     Does what `hf-igpt evaluate` does and returns the contents of results.json, nothing on the processes but the first.
 
     Raises:
-        ValueError: bad options, tokens of another palette or size, or another evaluation in the folder.
+        ValueError: bad options, tokens of another kind, palette, VQ-VAE or size, or another evaluation in the folder.
     """
     from hf_igpt.commands.checkpoints import beside, load_checkpoint, load_matching_tokens
     from hf_igpt.data.masking import PAPER_RATE
@@ -157,11 +157,11 @@ def _score(arguments, model, processor, tokens, folder, made_from, masks, colors
     started = time.perf_counter()
     share = -(-len(split) // state.num_processes) * (2 if masks else 1)
     with tqdm(total=share, desc=f"Scoring {arguments.split}", disable=not state.is_main_process) as bar:
-        options = {"batch_size": arguments.batch_size, "progress": bar.update}
+        options = {"batch_size": arguments.batch_size, "progress": bar.update, "processor": processor}
         if masks:
             metrics, likelihood = masked_metrics(model, split, **masks, **options)
         else:
-            likelihood = log_likelihood(model, split, **options, processor=processor)
+            likelihood = log_likelihood(model, split, **options)
             likelihood = likelihood if colors is None else likelihood.with_colors(colors)
             metrics = likelihood.metrics()
     if not state.is_main_process:

@@ -75,6 +75,16 @@ def tokens_info(tokens: "Dataset | DatasetDict | IterableDataset") -> dict[str, 
     return {**records[0], "skipped": skipped}
 
 
+def recorded_cell_pixels(tokens: "Dataset | np.ndarray") -> int:
+    """Pixels that a cell of the grid stands for by a split's record; 1 for tokens without one."""
+    description = getattr(getattr(tokens, "info", None), "description", None) or ""
+    if RECORD_KEY not in description:
+        return 1
+    record = _read_record(description)
+    (height, width), size = record["grid"], record["processor"]["size"]
+    return size["height"] * size["width"] // (height * width)
+
+
 def check_tokens(tokens: "Dataset | DatasetDict | IterableDataset", reference: Any = None) -> dict[str, Any]:
     """Checks that tokens fit a processor or a model's config, and that every stored token is in the vocabulary.
 

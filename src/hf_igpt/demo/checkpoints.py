@@ -51,6 +51,11 @@ class Checkpoint:
         return self.model.config.grid
 
     @property
+    def cell(self) -> str:
+        """What a cell of the grid is to people."""
+        return "pixel" if self.processor.cell_size == 1 else "cell"
+
+    @property
     def num_layers(self) -> int:
         """The number of the last layer, which is the final norm."""
         return self.model.config.num_hidden_layers

@@ -14,7 +14,7 @@ from hf_igpt.demo.drawing import Progress, draw
 from hf_igpt.demo.features import nearest_neighbours, probe_curve
 from hf_igpt.demo.html import Picture, figures, message, problem
 from hf_igpt.demo.inputs import KEEP_UNPAINTED, read_drawing, read_region, read_settings, read_upload
-from hf_igpt.demo.likelihood import heat_map, pixel_bits
+from hf_igpt.demo.likelihood import cell_bits, heat_map
 from hf_igpt.demo.palettes import Quantized, as_checkpoint_sees, with_own_palettes
 from hf_igpt.plots import palette_swatch
 
@@ -97,7 +97,7 @@ def chosen(checkpoint: Checkpoint, image: Image.Image | None, name: str) -> Chos
     view = figures(
         [
             Picture(image, f"The image you chose: {name}", "your image"),
-            Picture(seen.image, "The same image as the model sees it", f"as the model sees it, {height} x {width}"),
+            Picture(seen.image, "The same image as the model sees it", f"as the model sees it, {_sides(seen.image)}"),
         ],
         kind="middle",
     )
@@ -109,14 +109,15 @@ def surprise_view(checkpoint: Checkpoint, image: Image.Image | None) -> str:
     """The heat map of an image's likelihood."""
     if image is None:
         return ""
-    bits = pixel_bits(checkpoint, image)
+    bits, cell, side = cell_bits(checkpoint, image), checkpoint.cell, checkpoint.processor.cell_size
     whole = (
-        f"All pixels: {bits.sum():.0f} bits, {bits.mean():.2f} each; a model that knows nothing needs "
+        f"All {cell}s: {bits.sum():.0f} bits, {bits.mean():.2f} each; a model that knows nothing needs "
         f"{math.log2(checkpoint.model.config.num_values) * checkpoint.model.config.num_channels:.2f}."
         if checkpoint.is_causal
-        else f"Mean {bits.mean():.2f} bits, each pixel scored while it and half of the others are hidden."
+        else f"Mean {bits.mean():.2f} bits, each {cell} scored while it and half of the others are hidden."
     )
-    words = f"surprise at each pixel, 0 (dark) to {bits.max():.1f} bits (bright). {whole}"
+    which = cell if side == 1 else f"{cell} of {side} x {side} pixels"
+    words = f"surprise at each {which}, 0 (dark) to {bits.max():.1f} bits (bright). {whole}"
     return figures([Picture(heat_map(bits), f"Heat map: {words}", words)], kind="middle")
 
 
@@ -174,8 +175,7 @@ def palette_view(checkpoint: Checkpoint, image: Image.Image | None) -> str:
     if image is None:
         return figures(swatch) + message("Choose an image in the first tab to see what palettes do to it.")
     small, seen = as_checkpoint_sees(checkpoint, image)
-    height, width = checkpoint.grid
-    original = Picture(small, "The image at the size of the model's grid", f"all colours, {height} x {width}")
+    original = Picture(small, "The image at the size that the model sees", f"all colours, {_sides(small)}")
     own = with_own_palettes(image)
     return "".join(
         (
@@ -192,6 +192,10 @@ def palette_view(checkpoint: Checkpoint, image: Image.Image | None) -> str:
 def _seen(quantized: Quantized, tokens: str) -> Picture:
     words = f"{tokens}, {_loss(quantized)}"
     return Picture(quantized.image, f"The image in {words}", words)
+
+
+def _sides(image: Image.Image) -> str:
+    return f"{image.height} x {image.width}"
 
 
 def _loss(quantized: Quantized) -> str:

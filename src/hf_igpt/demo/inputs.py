@@ -114,7 +114,7 @@ def read_drawing(value: Mapping[str, Any] | None) -> Image.Image:
 
 def read_hole(value: Mapping[str, Any] | None, grid: tuple[int, int]) -> np.ndarray:
     """
-    The pixels of the grid that the brush has touched, bool of shape (height, width).
+    The cells of the grid that the brush has touched, bool of shape (height, width).
 
     Raises:
         ValueError: nothing is painted.

@@ -1,4 +1,4 @@
-"""How likely a model finds every pixel of an image, as a picture."""
+"""How likely a model finds every part of an image, as a picture."""
 
 import math
 
@@ -8,20 +8,22 @@ from PIL import Image
 from hf_igpt.demo.checkpoints import Checkpoint
 
 
-# A masked model's pixels are scored with half of the image hidden, each in half of the passes.
+# A masked model's cells are scored with half of the image hidden, each in half of the passes.
 NUM_MASKS = 16
 MASK_SEED = 0
 
 
-def pixel_bits(checkpoint: Checkpoint, image: Image.Image) -> np.ndarray:
+def cell_bits(checkpoint: Checkpoint, image: Image.Image) -> np.ndarray:
     """
-    What each pixel of an image costs the model, in bits: -log2 of the probability it gave the pixel's colour.
+    What each cell of the grid costs the model, in bits: -log2 of the probability it gave the cell's tokens. A cell is
+    a pixel, or the pixels of a VQ-VAE's code.
 
-    A next-pixel model sees the pixels before it, so that all of them add up to the image's likelihood. A masked model
-    sees a random half of the others: the mean over as many masks as hide the pixel, which adds up to nothing.
+    A next-pixel model sees the cells before it, so that all of them add up to the image's likelihood. A masked model
+    sees a random half of the others: the mean over as many masks as hide the cell, which adds up to nothing. The
+    levels of a pixel are hidden together, as in training: one of three is no riddle beside the other two.
 
     Returns:
-        float64 array of shape (height, width).
+        float64 array of shape (height, width), the grid's.
     """
     import torch
 
@@ -33,7 +35,7 @@ def pixel_bits(checkpoint: Checkpoint, image: Image.Image) -> np.ndarray:
         if config.is_causal:
             nats = token_nats(model(labels=tokens).logits, tokens)[0]
         else:
-            hidden = _half_masks(config.n_positions).to(model.device)
+            hidden = _half_masks(config.n_positions, config.num_channels).to(model.device)
             repeated = tokens.expand(len(hidden), -1)
             scored = token_nats(model(input_ids=repeated, bool_masked_pos=hidden).logits, repeated)
             nats = masked_mean(scored.T, hidden.T)
@@ -48,11 +50,12 @@ def heat_map(bits: np.ndarray) -> Image.Image:
     return Image.fromarray(colormaps["viridis"](bits / max(bits.max(), 1e-9), bytes=True)[..., :3].copy())
 
 
-def _half_masks(length: int):
-    """Masks and their complements, bool of shape (masks, length): every position is hidden in half of them."""
+def _half_masks(num_tokens: int, num_channels: int):
+    """Masks and their complements, bool of shape (masks, tokens): every cell is hidden, whole, in half of them."""
     import torch
 
+    cells = num_tokens // num_channels
     generator = torch.Generator().manual_seed(MASK_SEED)
-    order = torch.rand(NUM_MASKS // 2, length, generator=generator).argsort(dim=1)
-    hidden = order < length // 2
+    order = torch.rand(NUM_MASKS // 2, cells, generator=generator).argsort(dim=1)
+    hidden = (order < cells // 2).repeat_interleave(num_channels, dim=1)
     return torch.cat([hidden, ~hidden])

@@ -45,7 +45,7 @@ def with_own_palettes(image: Image.Image, sizes: tuple[int, ...] = SIZES) -> lis
 
 
 def as_checkpoint_sees(checkpoint: Checkpoint, image: Image.Image) -> tuple[Image.Image, Quantized]:
-    """An image at the size of the token grid, and the same as the model sees it."""
+    """An image at the processor's size, and the same as the model sees it."""
     pixels = checkpoint.processor.pixels([image])
     small = Image.fromarray(pixels[0])
     seen = checkpoint.processor.decode(checkpoint.processor.quantize(pixels))[0]

@@ -13,6 +13,7 @@ from hf_igpt.evaluation.color_density import ColorCost, color_cost
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hf_igpt.configuration_igpt import ImageGPTConfig
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
     from hf_igpt.modeling_igpt import ImageGPTForCausalImageModeling, ImageGPTPreTrainedModel
 
@@ -25,7 +26,7 @@ class Likelihood:
     Args:
         nats_per_image: float64 of shape (images,), in the split's order: the sum over all tokens, the first included.
         tokens_per_image: height x width x tokens per cell.
-        pixels_per_image: height x width.
+        pixels_per_image: height x width of the image at the size that its tokens stand for.
         colors: what the RGB colours cost on top of the tokens; None where nobody asked.
     """
 
@@ -41,15 +42,14 @@ class Likelihood:
 
     @property
     def bits_per_pixel(self) -> float:
-        """Bits that the tokens of one grid cell cost. Not bits/dim of the RGB image: the palette has lost some."""
+        """Bits of the tokens for each pixel. Not bits/dim of the RGB image: a palette or a VQ-VAE has lost some."""
         return self.nats_per_token * self.tokens_per_image / self.pixels_per_image / math.log(2)
 
     @property
     def bits_per_dim(self) -> float | None:
         """
-        Bits that the RGB image costs for each of its 3 x height x width levels, with the grid's height and width:
-        those of the tokens and those of the colours given the tokens. None where nobody asked for the colours, or
-        there is no density of them.
+        Bits that the RGB image costs for each of its 3 x height x width levels: those of the tokens and those of the
+        colours given the tokens. None where nobody asked for the colours, or there is no density of them.
         """
         bits = self._bits_per_dim_of_images()
         return None if bits is None else float(bits.mean())
@@ -126,8 +126,9 @@ def log_likelihood(
         tokens: a tokenized split, or an integer array of shape (images, tokens) without the start token.
         batch_size: images at once on one device.
         progress: called with the number of images of each finished batch.
-        processor: the image processor that made the tokens: gives the result `bits_per_dim` too, with the colours of
-            a palette's cell equally likely. `EmpiricalColors` and `Likelihood.with_colors` do better.
+        processor: the image processor that made the tokens: says how many pixels an image has (see
+            `count_pixels`), and gives the result `bits_per_dim` too, with the colours of a palette's cell equally
+            likely. `EmpiricalColors` and `Likelihood.with_colors` do better.
 
     Raises:
         ValueError: a masked model, no images, an empty batch, tokens outside the vocabulary, an image whose
@@ -137,8 +138,22 @@ def log_likelihood(
         raise ValueError("A masked model has no exact likelihood: use `likelihood_bound`.")
     colors = None if processor is None else color_cost(processor, tokens)
     nats = score_images(model, tokens, _teacher_forcing, batch_size, progress)
-    height, width = model.config.grid
-    return Likelihood(nats, model.config.n_positions, height * width, colors)
+    return Likelihood(nats, model.config.n_positions, count_pixels(model.config, tokens, processor), colors)
+
+
+def count_pixels(
+    config: "ImageGPTConfig", tokens: "Dataset | np.ndarray", processor: "IGPTImageProcessor | None" = None
+) -> int:
+    """
+    Pixels of an image. A cell of the grid is one, but a VQ-VAE's code stands for a square of them, whose side the
+    processor knows, or without one the record of a tokenized split. Tokens in an array have no record: without
+    a processor these are the cells of the grid, and what is counted per pixel is per cell.
+    """
+    from hf_igpt.data.token_store import recorded_cell_pixels
+
+    height, width = config.grid
+    cell = recorded_cell_pixels(tokens) if processor is None else processor.cell_size**2
+    return height * width * cell
 
 
 def score_images(
@@ -217,6 +232,6 @@ def check_range(labels: Any, num_values: int) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_values:
         raise ValueError(
-            f"Tokens must be in [0, {num_values - 1}] for this model, got {low} to {high}: data and model have "
-            "different palettes."
+            f"Tokens must be in [0, {num_values - 1}] for this model, got {low} to {high}: they were "
+            "made for another model, with another palette or VQ-VAE."
         )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_igpt.data.masking import PAPER_RATE, UNIFORM, Masking, masking_for
-from hf_igpt.evaluation.likelihood import Likelihood, score_images, standard_error
+from hf_igpt.evaluation.likelihood import Likelihood, count_pixels, score_images, standard_error
 
 
 NUM_MASKS = 8
@@ -14,6 +14,7 @@ NUM_MASKS = 8
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hf_igpt.image_processing_igpt import IGPTImageProcessor
     from hf_igpt.modeling_igpt import ImageGPTForMaskedImageModeling
 
 
@@ -58,6 +59,7 @@ def likelihood_bound(
     *,
     num_masks: int = NUM_MASKS,
     seed: int = 0,
+    processor: "IGPTImageProcessor | None" = None,
     **options: Any,
 ) -> Likelihood:
     """
@@ -69,14 +71,14 @@ def likelihood_bound(
         num_masks: masks of each image, with stratified numbers of hidden tokens; `tokens_per_image` of them have one
             mask for each number.
         seed: of the masks.
+        processor: the image processor that made the tokens: says how many pixels an image has (see `count_pixels`).
         options: `batch_size` and `progress`, as for `masked_nats_per_token`.
     """
     count = model.config.n_positions
     nats = masked_nats_per_token(
         model, tokens, masking_for(model.config, UNIFORM, seed), num_masks=num_masks, **options
     )
-    height, width = model.config.grid
-    return Likelihood(nats * count, count, height * width)
+    return Likelihood(nats * count, count, count_pixels(model.config, tokens, processor))
 
 
 def masked_metrics(
@@ -86,6 +88,7 @@ def masked_metrics(
     mask_rate: float = PAPER_RATE,
     num_masks: int = NUM_MASKS,
     seed: int = 0,
+    processor: "IGPTImageProcessor | None" = None,
     **options: Any,
 ) -> tuple[dict[str, Any], Likelihood]:
     """
@@ -94,7 +97,7 @@ def masked_metrics(
     """
     masking = masking_for(model.config, mask_rate, seed)
     at_rate = masked_nats_per_token(model, tokens, masking, num_masks=num_masks, **options)
-    bound = likelihood_bound(model, tokens, num_masks=num_masks, seed=seed, **options)
+    bound = likelihood_bound(model, tokens, num_masks=num_masks, seed=seed, processor=processor, **options)
     metrics = {
         "masked_nats_per_token": float(at_rate.mean()),
         "masked_nats_per_token_standard_error": standard_error(at_rate),
