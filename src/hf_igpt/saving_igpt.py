@@ -25,8 +25,8 @@ def save_over(
     then moved over the old ones.
 
     A config can't be replaced in one step with its weights, or with the model in a folder beside it. The old config
-    goes first and the new one comes last: what a kill leaves in between is nothing that loads, and the new one is whole
-    in the hidden folder.
+    goes first and the new one comes last: what a kill leaves in between doesn't load, and the new one is whole in the
+    hidden folder.
 
     Args:
         save: writes files into the folder that it is given.
