@@ -37,6 +37,8 @@ from hf_igpt import (
     ImageGPTForImageClassification,
     ImageGPTForMaskedImageModeling,
     ImageGPTModel,
+    ImageGPTVQVAEConfig,
+    ImageGPTVQVAEModel,
 )
 from hf_igpt.commands import convert_checkpoint, evaluate, finetune, probe, push_to_hub, sample
 from hf_igpt.commands.checkpoints import load_checkpoint
@@ -694,6 +696,90 @@ def test_a_file_that_is_no_image_processor_is_refused_with_its_folder(folder_of,
             load(str(folder))
         assert str(folder) in str(error.value)
     assert time.process_time() - start < 1
+
+
+# VQ-VAEs
+
+
+@pytest.fixture(scope="module")
+def saved_codes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("codes")
+    torch.manual_seed(0)
+    sizes = {"downsampling": 2, "codebook_size": 5, "code_size": 3, "hidden_size": 4, "num_residual_blocks": 0}
+    vqvae = ImageGPTVQVAEModel(ImageGPTVQVAEConfig(**sizes))
+    IGPTImageProcessor(size=4, token_kind="vqvae", vqvae=vqvae).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def codes_folder(saved_codes, tmp_path):
+    return shutil.copytree(saved_codes, tmp_path / "codes", ignore=shutil.ignore_patterns("*.py"))
+
+
+VQVAE_MACHINERY = MACHINERY | {
+    "dtype": [*MACHINERY["dtype"], "nonsense"],
+    "torch_dtype": ["nonsense", 3],
+    "num_labels": [3_000_000, 10**9, 0, "3"],
+    "quantization_config": [{"quant_method": "bitsandbytes", "load_in_8bit": True}, {}, 3],
+    "layer_types": [3],
+    "grid_of": [3],
+    "codebook_size": [10**9],
+}
+# Two are names of an Image GPT only.
+VQVAE_CASES = [
+    (name, value)
+    for name, values in VQVAE_MACHINERY.items()
+    if name not in ("grid", "start_token_id")
+    for value in values
+]
+
+
+@pytest.mark.parametrize(("name", "value"), VQVAE_CASES, ids=lambda value: str(value)[:30])
+def test_the_config_of_a_vqvae_is_no_way_round(codes_folder, name, value):
+    inner = codes_folder / "vqvae"
+    edit_config(inner, **{name: value})
+    for load in (
+        ImageGPTVQVAEConfig.from_pretrained,
+        ImageGPTVQVAEModel.from_pretrained,
+        AutoModel.from_pretrained,
+        lambda folder: IGPTImageProcessor.from_pretrained(folder.parent),
+    ):
+        loaded, error = timed_refusal_or(load, inner)
+        assert loaded is None and f"`{name}`" in error and error.startswith(f"{inner}: "), error
+
+
+def test_an_adapter_beside_a_vqvae_does_not_take_its_place(codes_folder, tmp_path, monkeypatch):
+    """With peft installed transformers would load another folder, or one of the Hub."""
+    monkeypatch.setattr("transformers.integrations.peft.is_peft_available", lambda: True)
+    inner = codes_folder / "vqvae"
+    shutil.copytree(inner, tmp_path / "other")
+    (inner / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path / "other")}))
+    with watched_opens() as seen:
+        refused(ImageGPTVQVAEModel.from_pretrained, inner, "adapter_config.json")
+        refused(IGPTImageProcessor.from_pretrained, codes_folder, f"{inner} has an adapter_config.json")
+    assert seen and not [path for path in seen if path.startswith(str(tmp_path / "other"))]
+
+
+@pytest.mark.parametrize("name", ["quantizer.codebook", "quantizer.ema_sums", "encoder.project.weight"])
+def test_a_vqvae_with_numbers_that_are_none_is_refused(codes_folder, name):
+    inner = codes_folder / "vqvae"
+    edit_weights(inner, lambda tensors: tensors[name].view(-1)[:2].fill_(torch.nan))
+    for load in (ImageGPTVQVAEModel.from_pretrained, AutoModel.from_pretrained):
+        refused(load, inner, f"2 of the {load_file(inner / WEIGHTS)[name].numel()} numbers in {name} are NaN")
+    refused(IGPTImageProcessor.from_pretrained, codes_folder, f"{inner}: 2 of the ")
+
+
+def test_a_vqvae_for_new_tokens_is_compared_with_its_manifest(codes_folder):
+    from hf_igpt.data.options import fixed_processor
+    from hf_igpt.storage import staged_folder
+
+    size, vqvae = {"height": 4, "width": 4}, codes_folder / "listed"
+    with staged_folder(vqvae) as staged:
+        shutil.copytree(codes_folder / "vqvae", staged, dirs_exist_ok=True)
+    expected = fixed_processor("vqvae", size, vqvae=str(codes_folder / "vqvae")).token_hash
+    assert fixed_processor("vqvae", size, vqvae=str(vqvae)).token_hash == expected
+    edit_weights(vqvae, lambda tensors: tensors["quantizer.codebook"].add_(1))
+    refused(lambda folder: fixed_processor("vqvae", size, vqvae=folder), vqvae, "has changed since it was written")
 
 
 # Fields that name code

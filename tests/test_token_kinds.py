@@ -23,6 +23,7 @@ from hf_igpt import (
     ImageGPTVQVAEModel,
 )
 from hf_igpt.checks_igpt import check_processor
+from hf_igpt.commands.checkpoints import load_checkpoint
 from hf_igpt.data.masking import UNIFORM, Masking
 from hf_igpt.data.token_store import check_tokens, tokens_info
 from hf_igpt.data.tokenization import tokenize
@@ -166,9 +167,22 @@ def test_a_vqvae_that_is_not_the_processors_is_refused(tmp_path):
     make_vqvae(1).save_pretrained(tmp_path / "vqvae")
     with pytest.raises(ValueError, match="VQ-VAE in the folder vqvae is not the one"):
         IGPTImageProcessor.from_pretrained(tmp_path)
-    shutil.rmtree(tmp_path / "vqvae")
-    with pytest.raises(OSError, match="vqvae"):
+
+
+@pytest.mark.parametrize("missing", ["vqvae", "vqvae/config.json", "vqvae/model.safetensors"])
+def test_a_vqvae_that_is_missing_is_named(tmp_path, missing):
+    processor = make_processor("vqvae")
+    processor.save_pretrained(tmp_path)
+    randomize_(ImageGPTForCausalImageModeling(config_for(processor))).save_pretrained(tmp_path)
+    assert load_checkpoint(str(tmp_path))[1].token_hash == processor.token_hash
+    path = tmp_path / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(OSError) as raised:
         IGPTImageProcessor.from_pretrained(tmp_path)
+    assert str(raised.value).startswith(f"{tmp_path}/vqvae, the VQ-VAE that makes the image processor's tokens, can't")
+    with pytest.raises(ValueError) as refused:
+        load_checkpoint(str(tmp_path))
+    assert str(raised.value) in str(refused.value) and "palette" not in str(refused.value)
 
 
 def test_one_made_before_there_were_kinds_is_of_a_palette(tmp_path):

@@ -13,7 +13,8 @@ from transformers.modeling_utils import load_state_dict
 from transformers.quantizers import AutoHfQuantizer
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from .configuration_igpt import DTYPES, ImageGPTConfig
+from .config_files_igpt import DTYPES
+from .configuration_igpt import ImageGPTConfig
 
 
 _WEIGHT_FILES = (

@@ -4,7 +4,6 @@ import copy
 import math
 from typing import Any
 
-import torch
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
@@ -44,9 +43,6 @@ MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 17
 MAX_VOCABULARY = 1 << 20
 MAX_WINDOW = 16 * MAX_GRID_SIDE**2
-MAX_LABELS = 1 << 17
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class ImageGPTConfig(CheckedConfigMixin, PreTrainedConfig):
@@ -140,7 +136,7 @@ class ImageGPTConfig(CheckedConfigMixin, PreTrainedConfig):
         self._refuse_contradicting_names(kwargs)
         self.refuse_misspelt_names(kwargs)
         self.refuse_taken_names(kwargs)
-        self._validate_inherited(kwargs)
+        self.validate_inherited(kwargs)
         n_positions = [kwargs.pop(name) for name in ("n_positions", "max_position_embeddings") if name in kwargs]
         super().__post_init__(**kwargs)
         for value in n_positions:
@@ -254,59 +250,6 @@ class ImageGPTConfig(CheckedConfigMixin, PreTrainedConfig):
                     f"`{alias}` and `{name}` are one field, got {alias}={kwargs[alias]!r} and {name}={value!r}. "
                     "Give one of them."
                 )
-
-    def _validate_inherited(self, kwargs: dict[str, Any]) -> None:
-        """Fields that the base config takes without a look, some of them to size what it builds at once."""
-        self._validate_labels(kwargs)
-        self._validate_base_types(kwargs)
-        is_list = isinstance(self.layer_types, list | tuple) and all(isinstance(t, str) for t in self.layer_types)
-        if self.layer_types is not None and not is_list:
-            raise ValueError(f"`layer_types` must be a list of strings, got {self.layer_types!r}.")
-        for name, value in (("dtype", self.dtype), ("torch_dtype", kwargs.get("torch_dtype"))):
-            named = getattr(torch, value, None) if isinstance(value, str) else value
-            if value is not None and named not in DTYPES:
-                names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
-                raise ValueError(f"`{name}` must be the name of a dtype of weights, one of {names}, got {value!r}.")
-        if not isinstance(kwargs.get("custom_pipelines", {}), dict):
-            raise ValueError(f"`custom_pipelines` must be an object, got {kwargs['custom_pipelines']!r}.")
-        if kwargs.get("per_layer_config") is not None:
-            raise ValueError("`per_layer_config` must be left out: all blocks of an Image GPT are alike.")
-
-    def _validate_base_types(self, kwargs: dict[str, Any]) -> None:
-        given = {"output_attentions": kwargs.get("output_attentions", False)}
-        given |= {name: getattr(self, name) for name in ("output_hidden_states", "return_dict", "is_encoder_decoder")}
-        for name, value in given.items():
-            if not isinstance(value, bool | None):
-                raise ValueError(f"`{name}` must be true or false, got {value!r}.")
-        if self.is_encoder_decoder:
-            raise ValueError("`is_encoder_decoder` must be false: an Image GPT has no encoder.")
-        names = self.architectures
-        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            raise ValueError(f"`architectures` must be a list of class names, got {names!r}.")
-        quantization = kwargs.get("quantization_config")
-        if isinstance(quantization, dict) and not isinstance(quantization.get("quant_method"), str):
-            raise ValueError(f"`quantization_config` must name its `quant_method`, got {quantization!r:.100}.")
-        if not isinstance(quantization, dict | None) and not hasattr(quantization, "to_dict"):
-            raise ValueError(f"`quantization_config` must be an object, got {quantization!r:.100}.")
-
-    def _validate_labels(self, kwargs: dict[str, Any]) -> None:
-        if kwargs.get("num_labels") is not None:
-            require_int("num_labels", kwargs["num_labels"], 1, MAX_LABELS)
-        else:
-            kwargs.pop("num_labels", None)
-        for name in ("id2label", "label2id"):
-            if not isinstance(getattr(self, name), dict | None):
-                raise ValueError(f"`{name}` must be an object, got {getattr(self, name)!r}.")
-        keys = [0] if self.id2label is None else list(self.id2label)
-        is_gapless = {str(key) for key in keys} == {str(number) for number in range(len(keys))}
-        if not is_gapless or not 1 <= len(keys) <= MAX_LABELS:
-            raise ValueError(
-                f"`id2label` must have the classes 0, 1, 2 ... for keys, at most {MAX_LABELS}, got {keys!r:.100}."
-            )
-        if not all(isinstance(value, int) for value in (self.label2id or {}).values()):
-            raise ValueError(f"`label2id` must have integers for values, got {self.label2id!r:.100}.")
-        if self.problem_type is not None and self.problem_type not in PROBLEM_TYPES:
-            raise ValueError(f"`problem_type` must be one of {', '.join(PROBLEM_TYPES)}, got {self.problem_type!r}.")
 
     def _derive_grid(self, n_positions: Any) -> None:
         require_int("n_positions", n_positions, 1, MAX_GRID_SIDE**2)

@@ -76,6 +76,11 @@ class ImageGPTVQVAEConfig(CheckedConfigMixin, PreTrainedConfig):
     def __post_init__(self, **kwargs: Any):
         self.refuse_misspelt_names(kwargs)
         self.refuse_taken_names(kwargs)
+        self.validate_inherited(kwargs)
+        if kwargs.get("quantization_config") is not None:
+            raise ValueError(
+                "`quantization_config` must be left out of a VQ-VAE's config: rounded weights would give other codes."
+            )
         super().__post_init__(**kwargs)
         self.validate_fields()
 

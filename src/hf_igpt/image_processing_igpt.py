@@ -11,7 +11,7 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
-from .config_files_igpt import named_errors, refuse_large
+from .config_files_igpt import named_errors, place_of, refuse_large
 from .image_reading_igpt import MAX_IMAGE_PIXELS, array_to_rgb, open_image, to_rgb
 from .palette_igpt import palette_from_clusters
 from .saving_igpt import save_over
@@ -503,7 +503,14 @@ def _load_vqvae(name_or_path: str | os.PathLike, hub_options: dict[str, Any]) ->
     from .modeling_igpt_vqvae import ImageGPTVQVAEModel
 
     inner = os.path.join(hub_options.pop("subfolder", None) or "", _VQVAE_FOLDER)
-    return ImageGPTVQVAEModel.from_pretrained(name_or_path, subfolder=inner, **hub_options)
+    try:
+        return ImageGPTVQVAEModel.from_pretrained(name_or_path, subfolder=inner, **hub_options)
+    except OSError as error:
+        place = place_of(name_or_path, inner)
+        raise OSError(
+            f"{place}, the VQ-VAE that makes the image processor's tokens, can't be read: {error} Save the processor "
+            "again, or take the folder whole."
+        ) from error
 
 
 def _check_native_options(options: dict[str, Any]) -> Any:

@@ -27,8 +27,9 @@ from safetensors import SafetensorError
 from torch import distributed, nn
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput, find_adapter_config_file, logging
 
+from .config_files_igpt import check_finite, place_of
 from .configuration_igpt_vqvae import ImageGPTVQVAEConfig
 from .saving_igpt import SavedOverMixin
 
@@ -44,6 +45,7 @@ _FORGOTTEN_PASSES = 256
 # What decides which code an image gets and which image a code gives.
 _TOKEN_FIELDS = ("downsampling", "codebook_size", "code_size", "hidden_size", "num_residual_blocks", "residual_size")
 _TRAINING_BUFFERS = ("ema_counts", "ema_sums", "num_updates")
+_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # How far products round their inputs, by torch's setting.
 _INPUT_ROUNDING = {"highest": 0.0, "high": 2.0**-11, "medium": 2.0**-8}
 
@@ -337,11 +339,13 @@ class ImageGPTVQVAEModel(SavedOverMixin, PreTrainedModel):
         As in transformers, from safetensors only.
 
         Raises:
-            ValueError: another format is asked for; the config is not one of a VQ-VAE; a tensor is missing, unknown or
-                of another shape.
+            ValueError: another format is asked for; the config is not one of a VQ-VAE; there is an adapter; a tensor
+                is missing, unknown, of another shape or not finite.
         """
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("`use_safetensors` must be True: a tokenizer's weights are read from safetensors only.")
+        place = place_of(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        cls._refuse_adapter(pretrained_model_name_or_path, place, kwargs)
         # They are reported below, with what else doesn't fit.
         kwargs["ignore_mismatched_sizes"] = True
         try:
@@ -349,14 +353,22 @@ class ImageGPTVQVAEModel(SavedOverMixin, PreTrainedModel):
                 pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
             )
         except SafetensorError as error:
-            raise ValueError(f"{pretrained_model_name_or_path}: the weights can't be read: {error}") from error
+            raise ValueError(f"{place}: the weights can't be read: {error}") from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if names := sorted(map(str, info[kind])):
                 raise ValueError(
-                    f"{pretrained_model_name_or_path}: the weights do not fit the config, {kind.replace('_', ' ')}: "
+                    f"{place}: the weights do not fit the config, {kind.replace('_', ' ')}: "
                     f"{', '.join(names[:20])}. Take config and weights from one place, whole and unedited."
                 )
+        check_finite(model, place)
         return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _refuse_adapter(cls, name_or_path: Any, place: str, options: dict[str, Any]) -> None:
+        # With peft installed transformers would load the model that the adapter names, from wherever that is.
+        hub_options = {name: options[name] for name in _HUB_ARGUMENTS if options.get(name) is not None}
+        if find_adapter_config_file(name_or_path, **hub_options) is not None:
+            raise ValueError(f"{place} has an adapter_config.json, but a VQ-VAE takes no adapters. Remove it.")
 
     @property
     def receptive_field(self) -> int:

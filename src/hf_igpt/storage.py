@@ -292,6 +292,12 @@ def verify_folder(path: str | os.PathLike, *, needed: Sequence[str] = (), conten
         raise DamagedFolderError(f"{folder} can't be read: {error}") from error
 
 
+def verify_if_listed(name_or_path: str | os.PathLike) -> None:
+    """As `verify_folder` for a folder with a manifest. One without, and a name on the Hub, is left alone."""
+    if (Path(name_or_path) / MANIFEST).is_file():
+        verify_folder(name_or_path)
+
+
 def is_complete(path: str | os.PathLike) -> bool:
     """Whether a finished stage can be taken as it is. A damaged folder is named in a warning and isn't complete."""
     if not Path(path).exists():

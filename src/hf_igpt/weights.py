@@ -1,9 +1,8 @@
-"""The weights of a model as a whole: reading them with all checks, what identifies them, whether they are numbers."""
+"""The weights of a model as a whole: reading them with all checks, and what identifies them."""
 
 import hashlib
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,10 +38,10 @@ def load_verified(
     """
     from hf_igpt import IGPTImageProcessor, ImageGPTConfig
     from hf_igpt.checks_igpt import check_processor
-    from hf_igpt.storage import MANIFEST, verify_folder
+    from hf_igpt.config_files_igpt import check_finite
+    from hf_igpt.storage import verify_if_listed
 
-    if (Path(name_or_path) / MANIFEST).is_file():
-        verify_folder(name_or_path)
+    verify_if_listed(name_or_path)
     head = choose_class(ImageGPTConfig.from_pretrained(name_or_path))
     model, info = head.from_pretrained(name_or_path, output_loading_info=True)
     if needs_head and info["missing_keys"]:
@@ -55,7 +54,7 @@ def load_verified(
         processor = IGPTImageProcessor.from_pretrained(name_or_path)
     except OSError as error:
         raise ValueError(
-            f"{name_or_path} has no image processor, without whose palette its tokens mean nothing: {error}"
+            f"{name_or_path}: the image processor, without which its tokens mean nothing, can't be read: {error}"
         ) from error
     try:
         check_processor(processor, model.config)
@@ -77,13 +76,3 @@ def weights_digest(model: "PreTrainedModel") -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def check_finite(model: "PreTrainedModel", name_or_path: str) -> None:
-    """Raises ValueError with the first tensor that has NaN or infinities, and with their number."""
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and (wrong := int((~tensor.isfinite()).sum())):
-            raise ValueError(
-                f"{name_or_path}: {wrong} of the {tensor.numel()} numbers in {name} are NaN or infinite. Such a model "
-                "computes nothing; take an earlier checkpoint."
-            )

@@ -300,7 +300,7 @@ def test_checkpoints_that_cannot_be(run, pretrained, tmp_path):
     cause = run("finetune", *flags(learning_rate=None), cwd=work).cause
     assert "out/model does not say at which learning rate it was pretrained" in cause and "--learning_rate" in cause
     (work / "out/model/preprocessor_config.json").unlink()
-    assert "out/model has no image processor" in run("finetune", *flags(), cwd=work).cause
+    assert "out/model: the image processor, without which" in run("finetune", *flags(), cwd=work).cause
     assert not (work / "tuned").exists()
 
 

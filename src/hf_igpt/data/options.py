@@ -164,7 +164,13 @@ def code_layout(options: TokenOptions, codebook_size: int, downsampling: int) ->
 def fixed_processor(
     token_kind: str, size: dict[str, int], crop_size: int | None = None, vqvae: str | None = None
 ) -> "IGPTImageProcessor":
-    """An image processor for tokens that need no fitting: RGB, or the codes of a VQ-VAE that is trained."""
+    """
+    An image processor for tokens that need no fitting: RGB, or the codes of a VQ-VAE that is trained. A folder with a
+    manifest is verified first.
+
+    Raises:
+        ValueError: the VQ-VAE's folder is damaged, or as its `from_pretrained`.
+    """
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
 
     model = None
@@ -172,7 +178,9 @@ def fixed_processor(
         if vqvae is None:
             raise ValueError("`token_kind: vqvae` needs `vqvae`, the folder or Hub name of one, see train_vqvae.")
         from hf_igpt.modeling_igpt_vqvae import ImageGPTVQVAEModel
+        from hf_igpt.storage import verify_if_listed
 
+        verify_if_listed(vqvae)
         model = ImageGPTVQVAEModel.from_pretrained(vqvae)
     return IGPTImageProcessor(size=size, token_kind=token_kind, vqvae=model, **crop_fields(crop_size))
 

@@ -353,7 +353,8 @@ class IGPTTrainer(Trainer):
         return self.accelerator.gather(torch.tensor([numbers], device=self.args.device)).tolist()
 
     def _refuse_non_finite_weights(self) -> None:
-        weights = dict(self.model.named_parameters())
+        # Buffers too: a VQ-VAE's codes are no parameters.
+        weights = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
         counts = [(~sharding.local_part(weight.detach()).isfinite()).sum().item() for weight in weights.values()]
         for rank, rank_counts in enumerate(self._gather(counts)):
             for name, count in zip(weights, rank_counts, strict=True):
