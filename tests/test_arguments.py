@@ -323,7 +323,7 @@ def quoted_yaml(values: dict) -> str:
 def test_valid_values_come_back_equal(tmp_path_factory, arguments_class, data):
     fields = data.draw(st.lists(st.sampled_from(fields_of(arguments_class)), unique_by=lambda pair: pair[0].name))
     # Which options go together is tested above.
-    fields = [pair for pair in fields if pair[0].metadata["only_if"] is None]
+    fields = [pair for pair in fields if not pair[0].metadata["only_if"]]
     values = {field.name: data.draw(values_of(field, hint), field.name) for field, hint in fields}
     path = tmp_path_factory.getbasetemp() / "valid.yaml"
     path.write_text(quoted_yaml(values))
@@ -350,7 +350,7 @@ def test_every_option_has_a_help_text_and_takes_its_own_default(arguments_class,
         assert f"--{field.name} " in text and " ".join(field.metadata["help"].split())[:20] in text
     for field, _ in fields_of(arguments_class):
         default = getattr(arguments_class(), field.name)
-        if default is None or isinstance(default, bool) or field.metadata["only_if"] is not None:
+        if default is None or isinstance(default, bool) or field.metadata["only_if"]:
             continue
         words = map(str, default if isinstance(default, list) else [default])
         assert parse_arguments(arguments_class, "Text.", [f"--{field.name}", *words]) == arguments_class()

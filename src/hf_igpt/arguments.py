@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 
 T = TypeVar("T")
+Condition = tuple[str, Callable[[Any], bool]]
 
 MAX_RECIPE_BYTES = 1 << 16
 SHIPPED_RECIPES = Path(__file__).parent / "recipes"
@@ -37,14 +38,15 @@ def option(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
-    only_if: tuple[str, Callable[[Any], bool]] | None = None,
+    only_if: Condition | tuple[Condition, ...] | None = None,
 ) -> Any:
     """
     A dataclass field with its help text, which states the unit, and its range: `low` and `high` are allowed values,
-    `above` is not. `only_if` names another field and says for which of its values this one has an effect. A list as
-    default becomes a factory.
+    `above` is not. `only_if` names another field and says for which of its values this one has an effect; or several
+    others, all of which must have such values. A list as default becomes a factory.
     """
-    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "only_if": only_if}
+    conditions = () if only_if is None else (only_if,) if isinstance(only_if[0], str) else only_if
+    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices, "only_if": conditions}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -121,10 +123,10 @@ def _drop_overridden(arguments_class: type, recipe: dict[str, Any], flags: dict[
     """The recipe without the fields that flags override or leave without effect."""
     kept = {name: value for name, value in recipe.items() if name not in flags}
     for field in dataclasses.fields(arguments_class):
-        other, has_effect = field.metadata["only_if"] or (None, None)
-        if field.name in kept and other in flags and not has_effect(flags[other]):
-            logger.info("--%s replaces the recipe's `%s`.", other, field.name)
-            del kept[field.name]
+        for other, has_effect in field.metadata["only_if"]:
+            if field.name in kept and other in flags and not has_effect(flags[other]):
+                logger.info("--%s replaces the recipe's `%s`.", other, field.name)
+                del kept[field.name]
     return kept
 
 
@@ -141,9 +143,9 @@ def _idle(arguments_class: type, names: set[str], values: dict[str, Any]) -> Ite
     """Those of the fields `names` that another one leaves without effect, with the other and its value."""
     fields = {field.name: field for field in dataclasses.fields(arguments_class)}
     for name in [name for name in fields if name in names]:
-        other, has_effect = fields[name].metadata["only_if"] or (None, None)
-        if other in fields and not has_effect(value := values.get(other, _default(fields[other]))):
-            yield name, other, value
+        for other, has_effect in fields[name].metadata["only_if"]:
+            if other in fields and not has_effect(value := values.get(other, _default(fields[other]))):
+                yield name, other, value
 
 
 def fields_without_effect(arguments: Any) -> set[str]:

@@ -1,6 +1,7 @@
 """The three kinds of tokens through every command, and what can't be done with one of them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from hf_igpt.storage import is_complete
 LAYOUTS = {"rgb": (256, 192), "vqvae": (13, 16)}
 
 
-def save_vqvae(folder: Path) -> None:
-    torch.manual_seed(0)
+def save_vqvae(folder: Path, seed: int = 0) -> None:
+    torch.manual_seed(seed)
     sizes = {"downsampling": 2, "codebook_size": 13, "code_size": 4, "hidden_size": 8, "residual_size": 4}
     ImageGPTVQVAEModel(ImageGPTVQVAEConfig(**sizes)).save_pretrained(folder)
 
@@ -107,13 +108,48 @@ def test_ready_tokens_and_weights_go_on_in_their_own_kind_only(finished, run):
     )
 
 
+def test_a_flag_for_another_kind_drops_the_recipes_number_of_colours(run, tmp_path):
+    write_recipe(tmp_path, max_steps=1)
+    ended = run("pretrain", "tiny.yaml", "--token_kind", "rgb", cwd=tmp_path)
+    assert ended.status == 0, ended.stderr
+    assert IGPTImageProcessor.from_pretrained(tmp_path / "out/model").token_kind == "rgb"
+
+
+def test_another_vqvae_of_the_same_name_is_another_run(finished, run, tmp_path):
+    kind, folder = finished
+    if kind != "vqvae":
+        return
+    work = Path(shutil.copytree(folder, tmp_path / "work"))
+    save_vqvae(work / "vq", seed=1)
+    for model in (work / "out/model", None):
+        # Finished, and interrupted.
+        ended = run("pretrain", recipe(work, kind), cwd=work)
+        assert ended.status == 1 and "belongs to another run: token_hash was" in ended.cause, ended.stderr
+        if model is not None:
+            shutil.rmtree(model)
+
+
+def test_tokens_that_the_weights_do_not_know_are_refused_before_images_are_read(finished, run):
+    kind, folder = finished
+    other = "rgb" if kind == "vqvae" else "palette"
+    processor = IGPTImageProcessor(size=8, token_kind="rgb")
+    if other == "palette":
+        processor = IGPTImageProcessor(size=8, palette=np.eye(3) * 255)
+    processor.save_pretrained(folder / "other")
+    name = recipe(folder, other, output_dir="never", init_from="out/model", palette="other", vqvae=None)
+    ended = run("pretrain", name, cwd=folder)
+    assert ended.status == 1 and f"`init_from`: the tokens of out/model are of {kind}" in ended.cause, ended.stderr
+    assert not (folder / "never").exists()
+
+
 @pytest.mark.parametrize(
     ("kind", "changes", "cause"),
     [
-        ("rgb", {"num_colors": 17}, "`num_colors` is about palettes and has no effect where `token_kind` is 'rgb'"),
+        ("rgb", {"num_colors": 17}, "`num_colors` has no effect where `token_kind` is 'rgb'"),
         ("rgb", {"vqvae": "vq"}, "`vqvae` has no effect where `token_kind` is 'rgb'"),
         ("vqvae", {"vqvae": None}, "`token_kind: vqvae` needs `vqvae`"),
         ("vqvae", {"vqvae": "nowhere"}, "`vqvae`: nowhere is no VQ-VAE"),
+        ("vqvae", {"num_proc": 2}, "`num_proc` has no effect on codes"),
         ("vqvae", {"image_size": 7}, "`image_size` must be a multiple of 2, the pixels of a code's side, got 7 x 7"),
         ("vqvae", {"augmentation": "flip"}, "a VQ-VAE's codes of a moved image are others"),
     ],
@@ -139,3 +175,19 @@ def test_any_grid_through_training_scoring_and_sampling(run, tmp_path, sides):
     assert ended.status == 0, ended.stderr
     with Image.open(tmp_path / "out/samples-final/samples.png") as picture:
         assert picture.width >= sides[1] and picture.height >= sides[0]
+
+
+@pytest.mark.parametrize("kind", list(LAYOUTS))
+def test_tokens_of_every_kind_are_made_first_and_trained_on_later(run, tmp_path, kind):
+    save_vqvae(tmp_path / "vq")
+    options = ["--token_kind", kind, "--image_size", "8", "--max_images", "40", "--output_dir", "data/tokens"]
+    options += ["--vqvae", "vq"] if kind == "vqvae" else []
+    for _ in range(2):
+        ended = run("tokenize_dataset", "--dataset_name", "digits", *options, cwd=tmp_path)
+        assert ended.status == 0, ended.stderr
+    ended = run("pretrain", recipe(tmp_path, kind, tokens="data/tokens", max_images=None, vqvae=None), cwd=tmp_path)
+    assert ended.status == 0, ended.stderr
+    processor = IGPTImageProcessor.from_pretrained(tmp_path / "data/processor")
+    assert processor.token_hash == IGPTImageProcessor.from_pretrained(tmp_path / "out/model").token_hash
+    ended = run("tokenize_dataset", "--token_kind", kind, "--palette", "data/processor", cwd=tmp_path)
+    assert ended.status == 1 and "`palette` has no effect where `token_kind` is" in ended.cause

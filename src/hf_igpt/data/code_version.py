@@ -16,8 +16,16 @@ def code_version() -> str:
 
 def code_files() -> list[Path]:
     """The source files of those modules."""
-    from hf_igpt import image_processing_igpt, image_reading_igpt, palette_igpt
+    from hf_igpt import (
+        configuration_igpt_vqvae,
+        image_processing_igpt,
+        image_reading_igpt,
+        modeling_igpt_vqvae,
+        palette_igpt,
+        token_kinds_igpt,
+    )
     from hf_igpt.data import color_kmeans, columns, palette_fitting, tokenization
 
-    modules = (image_processing_igpt, image_reading_igpt, palette_igpt, color_kmeans, columns, palette_fitting)
-    return [Path(str(module.__file__)) for module in (*modules, tokenization)]
+    of_images = (image_processing_igpt, image_reading_igpt, color_kmeans, columns, palette_fitting, tokenization)
+    of_tokens = (token_kinds_igpt, palette_igpt, configuration_igpt_vqvae, modeling_igpt_vqvae)
+    return [Path(str(module.__file__)) for module in (*of_images, *of_tokens)]

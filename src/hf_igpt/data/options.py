@@ -84,7 +84,13 @@ class GridOptions:
         low=1,
         only_if=("palette", not_),
     )
-    num_colors: int = option(512, "colours of the palette", low=2, high=4096, only_if=("palette", not_))
+    num_colors: int = option(
+        512,
+        "colours of the palette",
+        low=2,
+        high=4096,
+        only_if=(("palette", not_), ("token_kind", PALETTE.__eq__)),
+    )
 
 
 @dataclass(kw_only=True)
@@ -99,14 +105,6 @@ class TokenOptions(GridOptions):
     vqvae: str | None = option(
         None, "folder or Hub name of the VQ-VAE, see train_vqvae", only_if=("token_kind", VQVAE.__eq__)
     )
-
-    def check_tokens(self) -> None:
-        """Raises ValueError for options about a palette where tokens are of another kind."""
-        if self.token_kind != PALETTE and self.num_colors != GridOptions.__dataclass_fields__["num_colors"].default:
-            raise ValueError(
-                f"`num_colors` is about palettes and has no effect where `token_kind` is {self.token_kind!r}. Leave "
-                "one of them out."
-            )
 
 
 @dataclass(frozen=True)
@@ -212,7 +210,7 @@ def load_source(options: ImageOptions) -> "ImageSource":
     )
 
 
-def grid_size(options: GridOptions) -> dict[str, int]:
+def grid_size(options: Any) -> dict[str, int]:
     """Height and width that images are brought to, as the image processor takes them."""
     sides = options.image_size if len(options.image_size) != 1 else options.image_size * 2
     if len(sides) != 2:

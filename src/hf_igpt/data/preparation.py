@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from hf_igpt.data.code_version import code_version
 from hf_igpt.processes import failing_together, on_first_process, process_state
@@ -203,14 +203,15 @@ def prepare_tokens(
         return load_tokens(folder)
     folder, started, state = Path(folder), time.perf_counter(), process_state()
     with _room_beside(folder) as room:
-        tokens = tokenize(
-            source,
-            processor,
-            num_proc=num_proc,
-            skip_damaged=skip_damaged,
-            stream_folder=room,
-            in_parts=state.num_processes > 1,
-        )
+        with _on_device(processor, state.device):
+            tokens = tokenize(
+                source,
+                processor,
+                num_proc=num_proc,
+                skip_damaged=skip_damaged,
+                stream_folder=room,
+                in_parts=state.num_processes > 1,
+            )
         metrics = {
             "num_images": {name: len(split) for name, split in tokens.items()},
             "skipped": tokens_info(tokens)["skipped"],
@@ -230,6 +231,19 @@ def prepare_tokens(
             if state.is_main_process:
                 save_tokens(tokens, folder, overwrite=True, finish=finish)
     return load_tokens(folder)
+
+
+@contextlib.contextmanager
+def _on_device(processor: "IGPTImageProcessor", device: Any) -> Iterator[None]:
+    """The VQ-VAE of codes on the GPU for as long as they are made. Workers of a data loader couldn't use it there."""
+    if processor.vqvae is None:
+        yield
+        return
+    processor.vqvae.to(device)
+    try:
+        yield
+    finally:
+        processor.vqvae.to("cpu")
 
 
 @contextlib.contextmanager

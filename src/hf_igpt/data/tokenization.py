@@ -57,7 +57,7 @@ def tokenize(
         image_column: Column with the images; a source knows its own, otherwise found as in `load_images`.
         label_column: Column with the class, or "none"; as `image_column`.
         batch_size: Images a call of the processor.
-        num_proc: Processes; None uses this one. A stream uses its reader's workers instead.
+        num_proc: Processes; None uses this one. A stream uses its reader's workers instead. Not for a VQ-VAE's codes.
         skip_damaged: Leave out images that can't be read. They are counted and listed under "skipped" in
             `tokens_info`; a stream that stays one, whose end is unknown, logs a warning for each.
         image_roots: Folders that a row's path may point into; a source knows its own. Bytes need none.
@@ -70,11 +70,15 @@ def tokenize(
         stored one in any case, which lasts as long as that folder.
 
     Raises:
-        ValueError: If a split is empty, a column is missing, or an image is damaged: names split, row and file. Rows
+        ValueError: If `num_proc` is given for codes, a split is empty, a column is missing, or an image is damaged:
+            names split, row and file. Rows
             count from 0 in the split as given, in a process's part of a stream from that part's beginning.
     """
     from datasets import Dataset, DatasetDict, IterableDatasetDict
 
+    if num_proc is not None and processor.vqvae is not None:
+        # Forks of a process that has computed on several threads can hang; and they would share no GPU.
+        raise ValueError("`num_proc` must be left out for codes: one process makes them with all threads or the GPU.")
     origin, is_cut_off = None, False
     if isinstance(images, ImageSource):
         origin = images.origin

@@ -64,12 +64,12 @@ def likelihood_bound(
 ) -> Likelihood:
     """
     An unbiased estimate of an upper bound on the negative log-likelihood, comparable with `log_likelihood` of a
-    next-pixel model: the mean over all orders of drawing the tokens one by one (see `Masking`). The model itself is
+    next-pixel model: the mean over all orders of drawing the cells one by one (see `Masking`). The model itself is
     the mixture over orders, which is likelier still, and what `generate` draws from with one token a step.
 
     Args:
-        num_masks: masks of each image, with stratified numbers of hidden tokens; `tokens_per_image` of them have one
-            mask for each number.
+        num_masks: masks of each image, with stratified numbers of hidden cells; as many as an image has cells have
+            one mask for each number.
         seed: of the masks.
         processor: the image processor that made the tokens: says how many pixels an image has (see `count_pixels`).
         options: `batch_size` and `progress`, as for `masked_nats_per_token`.

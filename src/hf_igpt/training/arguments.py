@@ -147,14 +147,17 @@ class PretrainArguments(TrainerOptions, ImageOptions, TokenOptions):
     def check(self) -> None:
         """
         Raises:
-            ValueError: options that have no effect beside others: about images where there are only tokens, about
-                palettes where there are none; or a VQ-VAE is wanted and none is named.
+            ValueError: options that have no effect beside others, such as those about images where there are only
+                tokens; or a VQ-VAE is wanted and none is named.
         """
-        self.check_tokens()
         check_token_augmentation(self.augmentation, self.token_kind)
         is_named = self.vqvae or self.palette or self.tokens or self.init_from
         if self.token_kind == VQVAE and not is_named:
             raise ValueError("`token_kind: vqvae` needs `vqvae`, the folder or Hub name of one: see train_vqvae.")
+        if self.token_kind == VQVAE and self.num_proc is not None:
+            raise ValueError(
+                "`num_proc` has no effect on codes, which one process makes with all threads or the GPU. Leave it out."
+            )
         if self.vqvae is not None and (self.palette or self.tokens or self.init_from):
             raise ValueError(
                 "`vqvae` has no effect beside `palette`, `tokens` or `init_from`, which name what makes the tokens. "

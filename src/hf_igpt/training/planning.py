@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_igpt.configuration_igpt import ImageGPTConfig
-from hf_igpt.data.options import TokenLayout, code_layout, token_layout
+from hf_igpt.data.options import TokenLayout, code_layout, grid_size, token_layout
 from hf_igpt.data.sizes import KNOWN_SPLITS, known_training_images
+from hf_igpt.data.token_repository import processor_beside
 from hf_igpt.token_kinds_igpt import VQVAE
 from hf_igpt.training.cost import executed_flops, forward_flops, parameters, training_flops
 from hf_igpt.training.devices import REACHED, planned_device, resolved_precision
@@ -80,10 +81,13 @@ def optimizer_steps(arguments: PlanArguments) -> int:
 
 def planned_tokens(arguments: PlanArguments) -> tuple["TokenLayout | IGPTImageProcessor", list[str]]:
     """The run's tokens, and what is assumed about them."""
-    if arguments.palette is not None and Path(arguments.palette).is_dir():
+    named = arguments.palette or arguments.init_from
+    if arguments.tokens is not None and Path(arguments.tokens).is_dir() and named is None:
+        named = processor_beside(arguments.tokens)
+    if named is not None and Path(named).is_dir():
         from hf_igpt.image_processing_igpt import IGPTImageProcessor
 
-        return IGPTImageProcessor.from_pretrained(arguments.palette), []
+        return IGPTImageProcessor.from_pretrained(named).with_size(grid_size(arguments)), []
     if arguments.token_kind == VQVAE and (arguments.vqvae is None or not Path(arguments.vqvae).is_dir()):
         from hf_igpt.configuration_igpt_vqvae import ImageGPTVQVAEConfig
 

@@ -49,8 +49,12 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
     state = process_state()
     _check(arguments)
     initial = _initial_weights(arguments)
+    named = _named_processor(arguments, state)
+    if initial is not None and named is not None:
+        _check_meaning(named, initial, arguments)
     tokens_folder = _find_tokens(arguments, state)
     identity = run_identity(arguments) | _tokens_identity(tokens_folder) | _weights_identity(initial)
+    identity |= {} if named is None else {"token_hash": named.token_hash}
     folder = Path(arguments.output_dir)
     if (results := finished_results(folder, identity)) is not None:
         state.wait_for_everyone()
@@ -59,9 +63,9 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
     holding = run_folder(folder, identity) if state.is_main_process else contextlib.nullcontext()
     with holding:
         if tokens_folder is None:
-            source, processor, tokens = _prepare(arguments, initial, folder, state)
+            source, processor, tokens = _prepare(arguments, initial, named, folder, state)
         else:
-            source, (processor, tokens) = None, _ready_tokens(arguments, tokens_folder)
+            source, (processor, tokens) = None, _ready_tokens(arguments, named, tokens_folder)
         if initial is not None:
             _check_meaning(processor, initial, arguments)
         trainer = _build_trainer(arguments, initial, source, processor, tokens)
@@ -107,8 +111,27 @@ def _check(arguments: "PretrainArguments") -> None:
     check_backend(arguments.attn_implementation)
 
 
+def _named_processor(arguments: "PretrainArguments", state: Any) -> "IGPTImageProcessor | None":
+    """The image processor that the options name, or make of the VQ-VAE that they name."""
+    from hf_igpt.data.options import fixed_processor, grid_size
+    from hf_igpt.image_processing_igpt import IGPTImageProcessor
+
+    if arguments.palette is None and arguments.vqvae is None:
+        return None
+    with state.main_process_first():
+        if arguments.vqvae is not None:
+            return fixed_processor(arguments.token_kind, grid_size(arguments), arguments.crop_size, arguments.vqvae)
+        processor = IGPTImageProcessor.from_pretrained(arguments.palette)
+    _check_given(processor, arguments)
+    return processor
+
+
 def _prepare(
-    arguments: "PretrainArguments", initial: "InitialWeights | None", folder: Path, state: Any
+    arguments: "PretrainArguments",
+    initial: "InitialWeights | None",
+    named: "IGPTImageProcessor | None",
+    folder: Path,
+    state: Any,
 ) -> tuple[Any, Any, "DatasetDict"]:
     """Processor and tokens, made by all processes together. Downloads are the first one's, and read by the others."""
     from hf_igpt.data.options import load_source
@@ -116,7 +139,7 @@ def _prepare(
 
     with state.main_process_first():
         source = load_source(arguments)
-    processor = _processor(arguments, initial, source, folder, state)
+    processor = _processor(arguments, initial, named, source, folder)
     tokens = prepare_tokens(
         folder / TOKENS, source, processor, num_proc=arguments.num_proc, skip_damaged=arguments.skip_damaged
     )
@@ -124,18 +147,18 @@ def _prepare(
 
 
 def _processor(
-    arguments: "PretrainArguments", initial: "InitialWeights | None", source: Any, folder: Path, state: Any
+    arguments: "PretrainArguments",
+    initial: "InitialWeights | None",
+    named: "IGPTImageProcessor | None",
+    source: Any,
+    folder: Path,
 ) -> "IGPTImageProcessor":
     """What makes the tokens: named, that of the weights to begin with, or made here."""
     from hf_igpt.data.options import crop_fields, grid_size
     from hf_igpt.data.preparation import prepare_fixed, prepare_palette
-    from hf_igpt.image_processing_igpt import IGPTImageProcessor
 
     if arguments.palette is not None:
-        with state.main_process_first():
-            processor = IGPTImageProcessor.from_pretrained(arguments.palette)
-        _check_given(processor, arguments)
-        return processor
+        return named
     if initial is not None:
         return initial.processor.with_size(grid_size(arguments), **crop_fields(arguments.crop_size))
     made = folder / processor_folder(arguments.token_kind)
@@ -195,14 +218,16 @@ def _check_meaning(processor: "IGPTImageProcessor", initial: "InitialWeights", a
         )
 
 
-def _ready_tokens(arguments: "PretrainArguments", folder: Path) -> "tuple[IGPTImageProcessor, DatasetDict]":
+def _ready_tokens(
+    arguments: "PretrainArguments", named: "IGPTImageProcessor | None", folder: Path
+) -> "tuple[IGPTImageProcessor, DatasetDict]":
     """Tokens that were made before, and the image processor that made them."""
     from hf_igpt.data.token_repository import processor_beside
     from hf_igpt.data.token_store import check_tokens, load_tokens
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
 
     tokens = load_tokens(folder)
-    processor = IGPTImageProcessor.from_pretrained(arguments.palette or processor_beside(folder))
+    processor = named or IGPTImageProcessor.from_pretrained(processor_beside(folder))
     check_tokens(tokens, processor)
     _check_given(processor, arguments)
     if "train" not in tokens:

@@ -41,10 +41,10 @@ CHANGEABLE = frozenset(
     }
 )
 ARGUMENTS = "arguments.json"
-# Arguments that earlier versions didn't have, with what they did.
-ADDED = {"token_kind": PALETTE}
 # In place of the value of an argument that another one leaves without effect.
 NO_EFFECT = "no effect"
+# What earlier versions didn't record, with what it was for them; where that is not known, nothing is compared.
+ADDED = {"token_kind": PALETTE, "token_hash": NO_EFFECT}
 
 
 def run_identity(arguments: Any) -> dict[str, Any]:
