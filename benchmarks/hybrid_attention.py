@@ -5,6 +5,7 @@ python benchmarks/hybrid_attention.py --results outputs/hybrid-attention/*-[01] 
 """
 
 import argparse
+import dataclasses
 import statistics
 from typing import Any
 
@@ -58,7 +59,9 @@ def main() -> None:
     options.add_argument("--picture", help="plot to write")
     arguments = options.parse_args()
     results = [read_results(folder) for folder in arguments.results]
-    shared = [{k: v for k, v in result["arguments"].items() if k not in VARIED} for result in results]
+    # With the defaults of options that a run's version didn't have.
+    options_of = [dataclasses.asdict(PretrainArguments(**result["arguments"])) for result in results]
+    shared = [{name: value for name, value in options.items() if name not in VARIED} for options in options_of]
     if any(settings != shared[0] for settings in shared) or len({token_hash_in(result) for result in results}) > 1:
         raise SystemExit("The runs differ in more than attention and seed: their likelihoods can't be compared.")
     rows: dict[str, dict[str, Any]] = {}
