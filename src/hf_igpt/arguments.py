@@ -124,7 +124,7 @@ def _drop_overridden(arguments_class: type, recipe: dict[str, Any], flags: dict[
     kept = {name: value for name, value in recipe.items() if name not in flags}
     for field in dataclasses.fields(arguments_class):
         for other, has_effect in field.metadata["only_if"]:
-            if field.name in kept and other in flags and not has_effect(flags[other]):
+            if field.name in kept and other in flags and not _is_met(has_effect, flags[other]):
                 logger.info("--%s replaces the recipe's `%s`.", other, field.name)
                 del kept[field.name]
     return kept
@@ -144,8 +144,14 @@ def _idle(arguments_class: type, names: set[str], values: dict[str, Any]) -> Ite
     fields = {field.name: field for field in dataclasses.fields(arguments_class)}
     for name in [name for name in fields if name in names]:
         for other, has_effect in fields[name].metadata["only_if"]:
-            if other in fields and not has_effect(value := values.get(other, _default(fields[other]))):
+            if other in fields and not _is_met(has_effect, value := values.get(other, _default(fields[other]))):
                 yield name, other, value
+
+
+def _is_met(has_effect: Callable[[Any], bool], value: Any) -> bool:
+    met = has_effect(value)
+    # What `"text".__eq__` says of None.
+    return met is not NotImplemented and bool(met)
 
 
 def fields_without_effect(arguments: Any) -> set[str]:

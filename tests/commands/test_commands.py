@@ -340,7 +340,9 @@ def test_palettes_that_disagree_are_refused(run, finished, tmp_path):
     (work / "out/model/manifest.json").unlink()
     assert other.token_hash in run("evaluate", "--model", "out/model", cwd=work).cause
     IGPTImageProcessor(size=own.size, palette=own.palette[:5]).save_pretrained(work / "out/model")
-    assert "the palette has 5 colours" in run("sample", "--model", "out/model", cwd=work).cause
+    assert (
+        "the image processor makes palette tokens of 5 values" in run("sample", "--model", "out/model", cwd=work).cause
+    )
 
 
 # Images that a user brings
