@@ -13,7 +13,13 @@ from test_hub_files import ALLOWED
 from tiny_models import random_tokens, randomize_, tiny_causal, tiny_config, tiny_masked
 
 import hf_igpt
-from hf_igpt import IGPTImageProcessor, ImageCompletionPipeline, ImageGPTForImageClassification
+from hf_igpt import (
+    IGPTImageProcessor,
+    ImageCompletionPipeline,
+    ImageGPTForImageClassification,
+    ImageGPTVQVAEConfig,
+    ImageGPTVQVAEModel,
+)
 from hf_igpt.configuration_igpt import AUTO_MAP
 from hf_igpt.pipeline_igpt import CUSTOM_PIPELINES
 
@@ -380,3 +386,61 @@ def test_with_the_package_its_own_code_is_used(saved):
     for trusted in (None, True, False):
         model = AutoModel.from_pretrained(saved[0] / "causal", trust_remote_code=trusted)
         assert type(model) is hf_igpt.ImageGPTModel
+
+
+OTHER_KINDS = (
+    LOADING.split("folder, heads")[0]
+    + """
+from transformers import AutoModelForCausalLM
+
+folder, found = sys.argv[1], {}
+for kind in ("rgb", "vqvae"):
+    processor = AutoImageProcessor.from_pretrained(f"{folder}/{kind}", trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/{kind}", trust_remote_code=True).eval()
+    tokens = processor(np.load(f"{folder}/images.npy"), return_tensors="pt").input_ids
+    parts = [processor, processor.vqvae, model]
+    found[kind] = {
+        "modules": [type(part).__module__ for part in parts if part is not None],
+        "tokens": tokens.tolist(),
+        "images": processor.decode_pixels(tokens).tolist(),
+        "hash": processor.token_hash,
+        "loss": model(labels=tokens).loss.item(),
+    }
+    processor.save_pretrained(f"{folder}/{kind}-again")
+assert "hf_igpt" not in sys.modules
+print(json.dumps(found))
+"""
+)
+
+
+def test_other_kinds_of_tokens_without_the_package(tmp_path):
+    """The VQ-VAE by the image processor's code: whoever trusts a checkpoint trusts it whole."""
+    torch.manual_seed(0)
+    sizes = {"downsampling": 2, "codebook_size": 13, "code_size": 4, "hidden_size": 8, "residual_size": 4}
+    vqvae = ImageGPTVQVAEModel(ImageGPTVQVAEConfig(**sizes))
+    images = np.random.default_rng(0).integers(0, 256, (3, 6, 8, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    processors, losses = {}, {}
+    for kind, own in (("rgb", None), ("vqvae", vqvae)):
+        processor = IGPTImageProcessor(size={"height": 6, "width": 8}, token_kind=kind, vqvae=own)
+        layout = {"vocab_size": processor.num_values + 1, "num_channels": processor.num_channels}
+        model = tiny_causal(torch.float32, token_kind=kind, image_size=list(processor.grid), **layout)
+        for part in (model, processor):
+            part.save_pretrained(tmp_path / kind)
+        processors[kind] = processor
+        losses[kind] = model(labels=processor(images, return_tensors="pt").input_ids).loss.item()
+    done = run_without_the_package(tmp_path, OTHER_KINDS)
+    assert done.returncode == 0, done.stderr
+    for kind, found in json.loads(done.stdout.splitlines()[-1]).items():
+        processor = processors[kind]
+        tokens = processor(images).input_ids
+        assert len(found["modules"]) == (3 if kind == "vqvae" else 2)
+        assert all(module.startswith("transformers_modules.") for module in found["modules"]), found["modules"]
+        assert found["tokens"] == tokens.tolist() and len(np.unique(tokens)) > 3
+        assert found["images"] == processor.decode_pixels(tokens).tolist()
+        assert found["hash"] == processor.token_hash
+        assert found["loss"] == pytest.approx(losses[kind], abs=1e-5)
+        # Saved there, it is whole here.
+        assert IGPTImageProcessor.from_pretrained(tmp_path / f"{kind}-again").token_hash == processor.token_hash
+        for path in (tmp_path / kind).rglob("*.py"):
+            assert path.read_bytes() == (SOURCE / path.name).read_bytes()

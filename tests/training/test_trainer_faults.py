@@ -13,9 +13,12 @@ import fault_harness
 import pytest
 import torch
 from fault_harness import make_trainer, random_model
+from transformers import TrainingArguments
 
+from hf_igpt import ImageGPTVQVAEConfig, ImageGPTVQVAEModel
 from hf_igpt.storage import LOCK, DamagedFolderError, list_checkpoints, staged_folder, verify_folder
 from hf_igpt.training.trainer import IGPTTrainer, NonFiniteTrainingError
+from hf_igpt.training.vqvae_trainer import VQVAETrainer
 from hf_igpt.weights import weights_digest
 
 
@@ -246,6 +249,21 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     with pytest.raises(NonFiniteTrainingError, match=r"`lm_head\.weight` has 1 values"):
         trainer._save_checkpoint(trainer.model, None)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["quantizer.codebook", "quantizer.ema_sums", "decoder.project.bias"])
+def test_codes_that_are_not_finite_are_not_saved(tmp_path, name):
+    """They are no parameters."""
+    sizes = {"codebook_size": 5, "code_size": 3, "hidden_size": 4, "num_residual_blocks": 0}
+    model = ImageGPTVQVAEModel(ImageGPTVQVAEConfig(**sizes))
+    arguments = TrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none", max_steps=1)
+    trainer = VQVAETrainer(model, arguments)
+    trainer.save_model(tmp_path / "good")
+    model.state_dict()[name].view(-1)[2] = math.nan
+    for save in (lambda: trainer.save_model(tmp_path / "bad"), lambda: trainer._save_checkpoint(model, None)):
+        with pytest.raises(NonFiniteTrainingError, match=f"`{name}` has 1 values"):
+            save()
+    assert {path.name for path in tmp_path.iterdir()} == {"good", "run"} and not list((tmp_path / "run").iterdir())
 
 
 class EvaluatingTrainer(IGPTTrainer):
