@@ -16,6 +16,7 @@ Shapes: B images of H x W pixels, h = H / downsampling, w = W / downsampling, K 
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -345,6 +346,10 @@ class ImageGPTVQVAEModel(SavedOverMixin, PreTrainedModel):
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError("`use_safetensors` must be True: a tokenizer's weights are read from safetensors only.")
         place = place_of(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        if os.path.isdir(place):
+            # Older transformers look for an adapter in the folder above.
+            pretrained_model_name_or_path = place
+            kwargs.pop("subfolder", None)
         cls._refuse_adapter(pretrained_model_name_or_path, place, kwargs)
         # They are reported below, with what else doesn't fit.
         kwargs["ignore_mismatched_sizes"] = True
