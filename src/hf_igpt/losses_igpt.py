@@ -1,7 +1,7 @@
 """
 Losses in nats, as means over images that add up over batches, accumulation steps and processes.
 
-Logits have as many values for a token as the palette has colours, and a plain cross entropy keeps them twice, in
+Logits have a number for every value that a token can have, and a plain cross entropy keeps them twice, in
 float32 whatever they were. Here it works on blocks of tokens: `token_nats` keeps the logits as they are given, and
 `head_nats` never holds those of all tokens.
 """

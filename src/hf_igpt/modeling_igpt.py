@@ -349,10 +349,10 @@ class ImageGPTPreTrainedModel(SavedOverMixin, PreTrainedModel):
         return (model, loading_info) if output_loading_info else model
 
     def resize_token_embeddings(self, *args, **kwargs):
-        """Refused: every id means one colour of the palette, so the vocabulary cannot grow or shrink."""
+        """Refused: every id is a value of the image processor's tokens, so the vocabulary cannot grow or shrink."""
         raise ValueError(
-            "The token embeddings of an Image GPT cannot be resized: every id is a colour of its palette. "
-            "Train a model with another palette instead."
+            "The token embeddings of an Image GPT cannot be resized: every id is a value of its image "
+            "processor's tokens. Train a model on other tokens instead."
         )
 
 

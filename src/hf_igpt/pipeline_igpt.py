@@ -69,7 +69,7 @@ class ImageCompletionPipeline(Pipeline):
     Keeps a part of images and draws the rest.
 
     A next-pixel model keeps an upper part and draws in raster order, a masked model keeps and draws any region. What
-    is kept comes back in the colours of the palette, at the size of the token grid.
+    is kept comes back as its tokens show it, at the image processor's size.
 
     Example:
 

@@ -34,7 +34,7 @@ def load_verified(
     Raises:
         OSError: there is no config.
         ValueError: the folder is damaged, config and weights do not fit, numbers are not finite, the head or the image
-            processor is missing, or palette and model do not fit.
+            processor is missing, or it and the model do not fit.
     """
     from hf_igpt import IGPTImageProcessor, ImageGPTConfig
     from hf_igpt.checks_igpt import check_processor

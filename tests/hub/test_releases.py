@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_models import randomize_, tiny_causal, tiny_config, tiny_masked
+from tiny_models import code_processor, randomize_, tiny_causal, tiny_config, tiny_masked
 
 from hf_igpt import IGPTImageProcessor, ImageGPTForImageClassification, ImageGPTModel
 from hf_igpt.data.sources import ImageSource
@@ -41,12 +41,12 @@ def processor_for(model) -> IGPTImageProcessor:
     return IGPTImageProcessor(size={"height": height, "width": width}, palette=palette)
 
 
-def save_run(folder, model=None):
+def save_run(folder, model=None, processor=None):
     """A run's folder with a model and results about it."""
     model = model or randomize_(tiny_causal())
     with staged_folder(folder / "model") as staged:
         model.save_pretrained(staged)
-        processor_for(model).save_pretrained(staged)
+        (processor or processor_for(model)).save_pretrained(staged)
     digest = weights_digest(model)
     write_results(
         folder,
@@ -196,6 +196,84 @@ def test_code_and_map_of_others_are_not_passed_on(model_folder, release):
     assert "evil" not in (release / "config.json").read_text()
 
 
+# Checkpoints of a VQ-VAE's codes
+
+
+def write_vqvae_results(folder, codes_hash: str, psnr: float):
+    """What train_vqvae leaves, as far as a card looks at it."""
+    folder.mkdir()
+    write_results(
+        folder,
+        metrics={
+            "optimizer_steps": 7,
+            "images_seen": 77,
+            "training_flops": 1.5e6,
+            "validation": {"psnr_db": 31.25},
+            "test": {"psnr_db": psnr},
+        },
+        arguments={"dataset_name": "other/images"},
+        model_sha256="7" * 64,
+        codes_hash=codes_hash,
+    )
+    return folder
+
+
+@pytest.fixture
+def codes_folder(tmp_path):
+    (tmp_path / "run" / "evaluation-test").mkdir(parents=True)
+    (tmp_path / "run" / "evaluation-other").mkdir()
+    processor = code_processor(6, 8)
+    return save_run(tmp_path / "run", randomize_(tiny_causal(token_kind="vqvae")), processor), processor.token_hash
+
+
+def test_the_card_of_codes_says_what_they_stand_for(codes_folder, release):
+    folder, token_hash = codes_folder
+    write_vqvae_results(folder.parent / "a-vqvae", token_hash, 28.5)
+    stage_model(folder, release, NAME)
+    card = ModelCard.load(release / "README.md")
+    for text in (
+        "predicts every code of an image",
+        "3x4 cells of 10 codes of a VQ-VAE, each code for 2x2 of the 6x8 pixels of an image",
+        f"VQ-VAE `{token_hash}`: 10 codes, which show its test images with a PSNR of 28.5 dB and its validation ",
+        "It has no bits/dim of the RGB image. VQ-VAE codes do not say what the pixels are",
+        # Of this checkpoint's own run, though the VQ-VAE's comes first by name.
+        "345 images seen",
+    ):
+        assert text in card.text
+    assert "77 images seen" not in card.text and "colour" not in card.text
+    assert not re.search("palette(?!_igpt)", card.text.lower()) and "images/palette.png" not in names(release)
+    assert (release / "results/a-vqvae.json").is_file()
+    assert {r.metric_value for r in card.data.eval_results} == {1.75, 1.25, 1.8034}
+
+
+def test_results_of_another_vqvae_stay_out(codes_folder, release, tmp_path):
+    folder, token_hash = codes_folder
+    other = write_vqvae_results(folder.parent / "vqvae", "0" * 16, 12.5)
+    with pytest.raises(ValueError, match=f"VQ-VAE with the hash {'0' * 16}, and the tokens of .* have {token_hash}"):
+        stage_model(folder, tmp_path / "refused", NAME, results=[other])
+    named = write_vqvae_results(tmp_path / "elsewhere", token_hash, 28.5)
+    stage_model(folder, release, NAME, results=[named])
+    text = (release / "README.md").read_text()
+    assert "PSNR of 28.5 dB" in text and "12.5" not in text
+
+
+def test_a_vqvae_is_published_with_the_checkpoint_that_uses_it(tmp_path, release):
+    code_processor(6, 8).vqvae.save_pretrained(tmp_path / "vqvae")
+    with pytest.raises(ValueError, match=r"is a VQ-VAE. It is published with every checkpoint .*\.push_to_hub"):
+        stage_model(tmp_path / "vqvae", release, NAME)
+    assert not names(release)
+
+
+@pytest.mark.parametrize("kind", ["palette", "vqvae"])
+def test_a_card_speaks_of_tokens_where_any_kind_is_meant(kind):
+    metrics = {"nats_per_token": 1.0, "unigram_nats_per_token": 2.0, "uniform_nats_per_token": 3.0}
+    content = facts_with("word").results[0].content | {"metrics": metrics, "arguments": {"split": "test"}}
+    shape = {"layers": 1, "width": 2, "heads": 1, "parameters": 3, "grid": (4, 4), "cell_size": 2, "values": 5}
+    text = model_card(CardFacts(NAME, "masked", shape, kind, "abcd", [Result("likelihood", "x", content)])).text
+    assert "a model of the tokens' frequencies" in text and "all tokens equally likely" in text
+    assert ("predicts hidden codes" in text) == (kind == "vqvae") == ("no bits/dim" in text)
+
+
 def test_results_of_other_weights_are_refused_by_name(model_folder, release):
     with pytest.raises(ValueError, match="is about weights with SHA-256 0000"):
         stage_model(model_folder, release, NAME, results=[model_folder.parent / "evaluation-other"])
@@ -248,7 +326,7 @@ def facts_with(text: str) -> CardFacts:
             "validation": {"nats_per_token": 1.5},
         },
     }
-    shape = {"layers": 1, "width": 2, "heads": 1, "parameters": 3, "grid": (4, 4), "values": 5}
+    shape = {"layers": 1, "width": 2, "heads": 1, "parameters": 3, "grid": (4, 4), "cell_size": 1, "values": 5}
     results = [Result("pretraining", text or "x", content)]
     return CardFacts(
         NAME, "next_pixel", shape, "palette", "abcd", results, pictures={"images/p.png": text}, tags=[text]
@@ -295,18 +373,42 @@ def test_a_table_keeps_its_columns():
 # Tokenized data sets
 
 
-@pytest.fixture
-def tokens_folder(tmp_path):
+def tokenized(folder, processor):
+    """Six images as tokens in `folder/tokens`."""
     rng = np.random.default_rng(0)
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
-    rows = {"image": [Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)) for _ in range(6)]}
+    rows = {"image": [Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)) for _ in range(6)]}
     split = datasets.Dataset.from_dict(rows | {"label": [0, 1] * 3}, features=features)
     hub = {"name": "acme/images", "revision": "5" * 40}
     source = ImageSource("acme/images", {"train": split, "test": split.select([0, 1])}, "image", "label", hub=hub)
-    processor = IGPTImageProcessor(size=4, palette=rng.integers(0, 256, (7, 3)))
-    save_tokens(tokenize(source, processor), tmp_path / "made" / "tokens")
+    save_tokens(tokenize(source, processor), folder / "tokens")
+    return folder / "tokens"
+
+
+@pytest.fixture
+def tokens_folder(tmp_path):
+    palette = np.random.default_rng(1).integers(0, 256, (7, 3))
+    processor = IGPTImageProcessor(size=4, palette=palette)
     processor.save_pretrained(tmp_path / "made" / "palette")
-    return tmp_path / "made" / "tokens"
+    return tokenized(tmp_path / "made", processor)
+
+
+@pytest.mark.parametrize("kind", ["palette", "rgb", "vqvae"])
+def test_the_card_of_tokens_shows_a_palette_only_where_there_is_one(tmp_path, release, kind):
+    size = {"height": 6, "width": 8}
+    processor = {
+        "palette": lambda: IGPTImageProcessor(size, palette=np.arange(21).reshape(7, 3)),
+        "rgb": lambda: IGPTImageProcessor(size, token_kind="rgb"),
+        "vqvae": lambda: code_processor(6, 8),
+    }[kind]()
+    processor.save_pretrained(tmp_path / "made" / "any")
+    stage_tokens(tokenized(tmp_path / "made", processor), tmp_path / "made" / "any", release, NAME)
+    text = (release / "README.md").read_text()
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", text)
+    assert shown == (["images/palette.png"] if kind == "palette" else [])
+    assert all((release / path).is_file() for path in shown)
+    assert ("A code stands for 2x2 of the 6x8 pixels of an image." in text) == (kind == "vqvae")
+    assert ("palette" in text.lower()) == (kind == "palette")
 
 
 def test_tokens_are_published_with_palette_and_card(tokens_folder, release):

@@ -43,10 +43,10 @@ def load_matching_tokens(
     folder: str | os.PathLike, model: "ImageGPTPreTrainedModel", processor: "IGPTImageProcessor"
 ) -> "DatasetDict":
     """
-    Tokenized splits of a folder or of the Hub, refused where their palette or grid is not the checkpoint's.
+    Tokenized splits of a folder or of the Hub, refused where they don't mean what the checkpoint's do.
 
     Raises:
-        ValueError: no such folder, damaged data, or another palette, grid or number of values.
+        ValueError: no such folder, damaged data, or another kind, palette, VQ-VAE, grid or number of values.
     """
     from hf_igpt.data.token_repository import find_tokens
     from hf_igpt.data.token_store import check_tokens, load_tokens

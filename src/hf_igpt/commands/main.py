@@ -20,7 +20,7 @@ CONFIGURATIONS = SHIPPED_RECIPES / "accelerate"
 # What each command does, and whether it runs on several devices and is started by accelerate.
 COMMANDS = {
     "fit_palette": ("fit a colour palette to images", False),
-    "tokenize_dataset": ("turn images into tokens with a palette", False),
+    "tokenize_dataset": ("turn images into tokens: colours of a palette, RGB levels or codes of a VQ-VAE", False),
     "plan": ("what a pretraining run costs and where it fits, without running it", False),
     "train_vqvae": ("train a VQ-VAE, whose codes can take the place of a palette's colours", True),
     "pretrain": ("train a model from images, with a recipe", True),

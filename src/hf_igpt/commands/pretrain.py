@@ -1,4 +1,4 @@
-"""Trains an Image GPT from images: fits the palette, tokenizes, pretrains, and leaves a checkpoint folder.
+"""Trains an Image GPT from images: fits a palette if need be, tokenizes, pretrains, and leaves a checkpoint folder.
 
 hf-igpt pretrain digits
 accelerate launch scripts/pretrain.py recipes/cifar10-cpu.yaml --output_dir outputs/mine

@@ -24,7 +24,8 @@ class PushToHubArguments:
     tokens: str | None = option(None, "instead, folder of tokenized images to publish")
     palette: str | None = option(
         None,
-        "folder of the image processor that made the tokens; by default 'palette' beside them",
+        "folder of the image processor that made the tokens; by default beside them, 'palette' or for other kinds of "
+        "tokens 'processor'",
         only_if=("tokens", bool),
     )
     repo_id: str | None = option(None, "OWNER/NAME of the repository, which is made if there is none; needed")

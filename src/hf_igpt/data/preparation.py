@@ -1,4 +1,4 @@
-"""The two stages before training: a palette from images, and tokens from images and palette, each in its folder."""
+"""The two stages before training, each in its folder: an image processor (a palette is fitted), and its tokens."""
 
 import contextlib
 import functools

@@ -9,6 +9,7 @@ from hf_igpt.token_kinds_igpt import PALETTE as PALETTE_TOKENS
 # The folders of such a repository; the image processor that made the tokens is in one of the last two.
 TOKENS, PALETTE, PROCESSOR = "tokens", "palette", "processor"
 PROCESSORS = (PALETTE, PROCESSOR)
+PROCESSOR_FILE = "preprocessor_config.json"
 PROCESSOR_FILES = ("*.json", "vqvae/*.json", "vqvae/*.safetensors")
 
 
@@ -52,13 +53,18 @@ def processor_folder(token_kind: str) -> str:
 
 def processor_beside(folder: str | os.PathLike) -> Path:
     """
-    The folder of the image processor that made tokens.
+    The folder of the image processor that made tokens: the one for their kind, whatever else lies beside them.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or the folder holds no tokens.
     """
-    for name in PROCESSORS:
-        path = Path(folder).parent / name
-        if (path / "preprocessor_config.json").is_file():
-            return path
-    raise ValueError(f"There is no palette beside {folder}: give `palette`, the image processor that made the tokens.")
+    from hf_igpt.data.token_store import recorded_kind
+
+    kind = recorded_kind(folder)
+    path = Path(folder).parent / processor_folder(kind)
+    if not (path / PROCESSOR_FILE).is_file():
+        raise ValueError(
+            f"The tokens of {folder} are of the kind {kind!r}, and there is no {path / PROCESSOR_FILE}: give "
+            "`palette`, the folder of the image processor that made them."
+        )
+    return path

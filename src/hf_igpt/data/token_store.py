@@ -85,6 +85,21 @@ def recorded_cell_pixels(tokens: "Dataset | np.ndarray") -> int:
     return size["height"] * size["width"] // (height * width)
 
 
+def recorded_kind(folder: str | os.PathLike) -> str:
+    """
+    The kind of stored tokens, from their record alone.
+
+    Raises:
+        ValueError: the folder has no splits, or no record.
+    """
+    from hf_igpt.storage import read_json
+
+    record = next(iter(sorted(Path(folder).glob("*/dataset_info.json"))), None)
+    if record is None:
+        raise ValueError(f"{folder} holds no tokenized data set: run tokenize_dataset.")
+    return _read_record(read_json(record).get("description"))["token_kind"]
+
+
 def check_tokens(tokens: "Dataset | DatasetDict | IterableDataset", reference: Any = None) -> dict[str, Any]:
     """Checks that tokens fit a processor or a model's config, and that every stored token is in the vocabulary.
 

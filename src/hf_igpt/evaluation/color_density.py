@@ -30,7 +30,7 @@ DENSITIES = (UNIFORM, EMPIRICAL)
 FIXED_SMOOTHING = 0.1
 SMOOTHINGS = (1e-6, 1e-5, 1e-4, 3e-4, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
-_NO_DENSITY = (
+NO_DENSITY = (
     "VQ-VAE codes do not say what the pixels are, and this decoder has no density over them: bits/dim are undefined."
 )
 
@@ -76,7 +76,7 @@ def color_cost(processor: Any, tokens: Any) -> ColorCost:
     if processor.token_kind == RGB:
         return ColorCost(EXACT, np.zeros(len(tokens)))
     if processor.token_kind == VQVAE:
-        return ColorCost(None, None, _NO_DENSITY)
+        return ColorCost(None, None, NO_DENSITY)
     return ColorCost(UNIFORM, uniform_color_nats(processor.palette, token_rows(tokens)).sum(axis=1))
 
 

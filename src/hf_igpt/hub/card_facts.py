@@ -32,7 +32,8 @@ class CardFacts:
     Args:
         name: repository, or the recipe's name for a card that isn't published.
         head: next_pixel, masked, classifier or backbone.
-        shape: "layers", "width", "heads", "parameters", "grid" (height, width), "values" of a token.
+        shape: "layers", "width", "heads", "parameters", "grid" (height, width), "cell_size" (pixels of a cell's
+            side), "values" of a token.
         token_kind: palette, rgb or vqvae.
         token_hash: short hash of what tokens mean.
         results: what was measured.
@@ -63,7 +64,10 @@ class CardFacts:
     def tokens(self) -> str:
         """What an image is to the model, in words."""
         height, width = self.shape["grid"]
-        return f"{height}x{width} cells of {describe_tokens(self.token_kind, self.shape['values'])}"
+        cells = f"{height}x{width} cells of {describe_tokens(self.token_kind, self.shape['values'])}"
+        if (side := self.shape["cell_size"]) == 1:
+            return cells
+        return f"{cells}, each code for {side}x{side} of the {height * side}x{width * side} pixels of an image"
 
     def of_kind(self, kind: str) -> list[Result]:
         """The results of one kind."""
@@ -112,7 +116,7 @@ def facts_of_model(
     name: str, model: "ImageGPTPreTrainedModel", processor: "IGPTImageProcessor", **others: Any
 ) -> CardFacts:
     """The facts of a loaded model. `others` are the remaining fields of `CardFacts`."""
-    shape = _shape(model.config, model.num_parameters())
+    shape = _shape(model.config, model.num_parameters(), processor.cell_size)
     return CardFacts(name, HEADS[type(model).__name__], shape, processor.token_kind, processor.token_hash, **others)
 
 
@@ -126,7 +130,7 @@ def facts_of_run(name: str, results: Sequence[Result], **others: Any) -> CardFac
     run = next((result for result in results if result.kind == "pretraining"), None)
     if run is None:
         raise ValueError(f"There are no results of pretraining among those of {name}.")
-    from hf_igpt.data.options import TokenLayout, token_layout
+    from hf_igpt.data.options import TokenLayout, grid_size, token_layout
     from hf_igpt.data.token_store import token_hash_in
     from hf_igpt.training.arguments import PretrainArguments
     from hf_igpt.training.pretraining import model_config
@@ -139,16 +143,18 @@ def facts_of_run(name: str, results: Sequence[Result], **others: Any) -> CardFac
     else:
         layout = TokenLayout(**{field.name: tokens[field.name] for field in dataclasses.fields(TokenLayout)})
     token_hash = token_hash_in(run.content)
-    shape = _shape(model_config(arguments, layout), run.metrics["parameters"])
+    cell_size = grid_size(arguments)["height"] // layout.grid[0]
+    shape = _shape(model_config(arguments, layout), run.metrics["parameters"], cell_size)
     return CardFacts(name, arguments.objective, shape, layout.token_kind, token_hash, results, **others)
 
 
-def _shape(config: "ImageGPTConfig", parameters: int) -> dict[str, Any]:
+def _shape(config: "ImageGPTConfig", parameters: int, cell_size: int) -> dict[str, Any]:
     return {
         "layers": config.num_hidden_layers,
         "width": config.hidden_size,
         "heads": config.num_attention_heads,
         "parameters": parameters,
         "grid": config.grid,
+        "cell_size": cell_size,
         "values": config.num_values,
     }

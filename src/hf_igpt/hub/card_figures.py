@@ -55,9 +55,9 @@ def _likelihood(metrics: dict[str, Any], split: str) -> Iterator[Figure]:
         "bits_per_dim": f"negative log-likelihood of the RGB image, colours {metrics.get('color_density')}",
         "bound_nats_per_token": _BOUND,
         "bound_bits_per_pixel": _BOUND,
-        "masked_nats_per_token": f"loss with {100 * metrics.get('mask_rate', 0):g} % of the pixels hidden",
-        "unigram_nats_per_token": "for comparison, a model of the colours' frequencies",
-        "uniform_nats_per_token": "for comparison, all colours equally likely",
+        "masked_nats_per_token": f"loss with {100 * metrics.get('mask_rate', 0):g} % of the cells hidden",
+        "unigram_nats_per_token": "for comparison, a model of the tokens' frequencies",
+        "uniform_nats_per_token": "for comparison, all tokens equally likely",
     }
     for field, what in names.items():
         if (value := metrics.get(field)) is None:

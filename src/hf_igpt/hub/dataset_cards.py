@@ -29,6 +29,7 @@ def dataset_card(
     tokens: "DatasetDict",
     *,
     processor_sha256: str,
+    pictures: dict[str, str],
     results: dict[str, Any] | None = None,
     license: str | None = None,
     dataset: str | None = None,
@@ -40,6 +41,7 @@ def dataset_card(
         name: repository.
         tokens: the splits.
         processor_sha256: of the image processor's file.
+        pictures: captions by path in the repository.
         results: the results.json of the tokenizing, where there is one.
         license: a licence's name on the Hub.
         dataset: name on the Hub of the images, where the record has only a local path.
@@ -68,6 +70,7 @@ def dataset_card(
             f"Images of {code(source['name'])} as tokens for Image GPT: {height}x{width} cells of "
             f"{describe_tokens(info['token_kind'], info['num_values'])}."
         ),
+        pictures="\n\n".join(f"![{escaped(caption)}]({path})" for path, caption in pictures.items()),
         facts="\n".join(f"- {line}" for line in _facts(info, processor_sha256)),
         splits=table(("split", "images", "columns"), _splits(tokens)),
         usage=_usage(name, next(iter(tokens)), processor_folder(info["token_kind"])),
@@ -107,6 +110,10 @@ def _facts(info: dict[str, Any], processor_sha256: str) -> Iterator[str]:
         f"{_MEANINGS[info['token_kind']]} {code(file)} (hash {code(info['token_hash'])}, SHA-256 of the file "
         f"{code(processor_sha256)})."
     )
+    if info["token_kind"] == VQVAE:
+        size = info["processor"]["size"]
+        rows, columns = size["height"] // height, size["width"] // width
+        yield f"A code stands for {rows}x{columns} of the {size['height']}x{size['width']} pixels of an image."
     settings = ", ".join(f"{name} {json.dumps(value)}" for name, value in info["processor"].items())
     yield f"The image processor's settings: {code(settings)}."
 
@@ -149,8 +156,10 @@ def _making(info: dict[str, Any], source: dict[str, Any], results: dict[str, Any
 def _limits(info: dict[str, Any], source: dict[str, Any], license: str | None) -> Iterator[str]:
     if info["token_kind"] == RGB:
         yield "The tokens hold the images without loss at the size of the grid: who publishes them publishes images."
-    else:
+    elif info["token_kind"] == PALETTE:
         yield "The images can't be had back from the tokens: their colours and their size are reduced."
+    else:
+        yield "The images can't be had back from the tokens: a VQ-VAE gives images like them, of reduced size."
     yield f"Whatever holds for {code(source['name'])}, its terms included, holds for what is derived from it."
     if license is None:
         yield "No licence is stated: ask the authors before you use it."

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_igpt.results import RESULTS, read_results
+from hf_igpt.token_kinds_igpt import VQVAE
 
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ class Result:
     One results.json.
 
     Args:
-        kind: what it is of: pretraining, likelihood, probe, finetuning, samples, conversion, palette or tokens.
+        kind: what it is of: pretraining, likelihood, probe, finetuning, samples, conversion, palette, vqvae or tokens.
         name: of the folder it was found in.
         content: as `read_results` gives it.
         folder: where pictures of it lie; None for a file alone.
@@ -63,6 +64,8 @@ def kind_of(results: dict[str, Any]) -> str | None:
         return "finetuning"
     if "probe" in results:
         return "probe"
+    if "codes_hash" in results:
+        return VQVAE
     for field, kind in (
         ("training_flops", "pretraining"),
         ("nats_per_token", "likelihood"),
@@ -77,25 +80,34 @@ def kind_of(results: dict[str, Any]) -> str | None:
     return "samples" if "num_samples" in results["arguments"] else None
 
 
-def gather(model: Path, digest: str, named: Sequence[str | os.PathLike] = ()) -> list[Result]:
+def gather(
+    model: Path, digest: str, named: Sequence[str | os.PathLike] = (), token_hash: str | None = None
+) -> list[Result]:
     """
     The results about a checkpoint: those of its run, those in the folders beside it, and those that are named.
 
     Args:
         model: the checkpoint folder, `model` in a run's folder.
         digest: SHA-256 of its weights.
+        token_hash: of its tokens: results of the VQ-VAE whose codes they are belong to it too.
 
     Raises:
-        ValueError: named results are damaged or of other weights.
+        ValueError: named results are damaged, or of other weights or another VQ-VAE.
     """
     found = []
     for path in _beside(model):
         result = _of_interest(path)
-        if result is not None and _belongs(result, path, model, digest):
+        if result is not None and _belongs(result, path, model, digest, token_hash):
             found.append(result)
     for path in named:
         result = read_result(path)
-        if digest not in result.digests:
+        if result.kind == VQVAE:
+            if (codes := result.content["codes_hash"]) != token_hash:
+                raise ValueError(
+                    f"{path} is about the VQ-VAE with the hash {codes}, and the tokens of {model} have {token_hash}. "
+                    "Leave it out."
+                )
+        elif digest not in result.digests:
             raise ValueError(
                 f"{path} is about weights with SHA-256 {' and '.join(sorted(result.digests)) or 'unknown'}, and "
                 f"{model} has {digest}. Leave it out, or measure this checkpoint."
@@ -135,8 +147,10 @@ def _of_interest(path: Path) -> Result | None:
     return None if kind is None else Result(kind, path.name, content, path)
 
 
-def _belongs(result: Result, path: Path, model: Path, digest: str) -> bool:
+def _belongs(result: Result, path: Path, model: Path, digest: str, token_hash: str | None) -> bool:
     """Whether results found beside a checkpoint are about it."""
+    if result.kind == VQVAE and result.content["codes_hash"] == token_hash:
+        return True
     if result.kind in ("palette", "tokens") or digest in result.digests:
         return True
     # Runs of earlier versions didn't note which weights they left: their `model` folder tells.

@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_igpt.evaluation.color_density import NO_DENSITY
 from hf_igpt.hub.card_facts import CardFacts
 from hf_igpt.hub.card_figures import CLASSIFICATION, GENERATION, figures, solver
 from hf_igpt.hub.card_text import code, escaped, plain_line, single_gaps, table
 from hf_igpt.hub.evidence import Result
 from hf_igpt.hub.usage import usage
+from hf_igpt.token_kinds_igpt import VQVAE
 
 
 if TYPE_CHECKING:
@@ -25,8 +27,8 @@ PIPELINE_TAGS = {
     "backbone": "image-feature-extraction",
 }
 _SUMMARIES = {
-    "next_pixel": "An Image GPT that predicts every pixel of an image from those before it.",
-    "masked": "An Image GPT that predicts hidden pixels of an image from all others.",
+    "next_pixel": "An Image GPT that predicts every {part} of an image from those before it.",
+    "masked": "An Image GPT that predicts hidden {part}s of an image from all others.",
     "classifier": "An Image GPT, fine-tuned to classify images.",
     "backbone": "The backbone of an Image GPT, without a head.",
 }
@@ -39,10 +41,11 @@ def model_card(facts: CardFacts) -> "ModelCard":
 
     import hf_igpt
 
-    shape = facts.shape
+    shape, part = facts.shape, "code" if facts.token_kind == VQVAE else "pixel"
     summary = (
-        f"{_SUMMARIES[facts.head]} {shape['layers']} layers, {shape['width']} wide, {shape['heads']} heads, "
-        f"{shape['parameters']:,} parameters; images are {facts.tokens} (hash {code(facts.token_hash)})."
+        f"{_SUMMARIES[facts.head].format(part=part)} {shape['layers']} layers, {shape['width']} wide, "
+        f"{shape['heads']} heads, {shape['parameters']:,} parameters; images are {facts.tokens} "
+        f"(hash {code(facts.token_hash)})."
     )
     card = ModelCard.from_template(
         _card_data(facts),
@@ -66,10 +69,10 @@ def model_card(facts: CardFacts) -> "ModelCard":
 
 
 _NOTE = (
-    "Nats per token compare only between models of the same palette and size; bits per pixel are bits of the tokens; "
-    "bits per dim are of the RGB image at the size of the grid. ± is the standard error over images, or the standard "
-    "deviation over subsets. Layers count from 0, the normed embeddings; layer, penalty and rate are chosen on "
-    "validation."
+    "Nats per token compare only between models of the same tokens and size; bits per pixel are bits of the tokens; "
+    "bits per dim are of the RGB image at the size that the model sees. ± is the standard error over images, or the "
+    "standard deviation over subsets. Layers count from 0, the normed embeddings; layer, penalty and rate are chosen "
+    "on validation."
 )
 
 
@@ -152,10 +155,24 @@ def _making(facts: CardFacts) -> Iterator[str]:
         seeds = ", ".join(f"{escaped(name)} {value}" for name, value in content["seeds"].items())
         yield f"Seeds: {seeds}." if seeds else "No seed was recorded."
     yield f"Command: {code(content['command'])}, {_commit(content)}, {_hardware(content)}; {_versions(content)}."
+    yield from _token_quality(facts)
+
+
+def _token_quality(facts: CardFacts) -> Iterator[str]:
+    """What is left of images in the tokens, where the results of a palette or a VQ-VAE tell."""
     for palette in facts.of_kind("palette"):
-        psnr = palette.metrics["psnr_db"]
-        quality = "without loss" if psnr is None else f"with a PSNR of {psnr:.1f} dB"
+        quality = _psnr(palette.metrics)
         yield f"Palette {code(facts.token_hash)}: {facts.shape['values']} colours, which show its images {quality}."
+    for vqvae in facts.of_kind(VQVAE):
+        scored = {split: scores for split in ("test", "validation") if (scores := vqvae.metrics.get(split))}
+        quality = " and ".join(f"its {split} images {_psnr(scores)}" for split, scores in scored.items())
+        shown = f", which show {quality}" if quality else ""
+        yield f"VQ-VAE {code(facts.token_hash)}: {facts.shape['values']} codes{shown} ({_link(facts, vqvae)})."
+
+
+def _psnr(metrics: dict[str, Any]) -> str:
+    psnr = metrics["psnr_db"]
+    return "without loss" if psnr is None else f"with a PSNR of {psnr:.1f} dB"
 
 
 def _data_sentence(facts: CardFacts) -> str:
@@ -204,6 +221,8 @@ def _limits(facts: CardFacts) -> Iterator[str]:
     yield f"It sees {facts.tokens}. Larger images are reduced, and what these can't tell is lost."
     data = code(facts.dataset_name) if facts.dataset_name else "its training images"
     yield f"It learnt from {data} alone: it knows what is shown there, and draws nothing else."
+    if facts.token_kind == VQVAE and facts.head in ("next_pixel", "masked"):
+        yield f"It has no bits/dim of the RGB image. {NO_DENSITY}"
     if facts.head == "masked" and not any("bound_nats_per_token" in r.metrics for r in facts.of_kind("likelihood")):
         yield "It was trained at one mask rate: it fills holes, and it is no generative model of whole images."
     kinds = {result.kind for result in facts.results}

@@ -74,7 +74,7 @@ def stage_model(
     loaded.config.custom_pipelines = {}
     loaded.save_pretrained(folder)
     processor.save_pretrained(folder)
-    found = gather(Path(model), weights_digest(loaded), results)
+    found = gather(Path(model), weights_digest(loaded), results, processor.token_hash)
     # Those of `hf-igpt sample` come before the grids of the training.
     found = sorted(
         (result for result in found if result.kind != "tokens"), key=lambda result: result.kind != "samples"
@@ -118,17 +118,17 @@ def stage_tokens(
     options: CardOptions = CardOptions(),
 ) -> dict[str, Any]:
     """
-    Puts together what is published of a tokenized data set: its folder as it is, the image processor with the palette
-    that made it, a picture of that, and the card. Returns the tokens' record.
+    Puts together what is published of a tokenized data set: its folder as it is, the image processor that made it,
+    a picture of its palette where it has one, and the card. Returns the tokens' record.
 
     Args:
         tokens: folder of `save_tokens`.
-        palette: folder of the image processor.
+        palette: folder of the image processor, of whatever kind its tokens are.
         folder: an empty one.
         name: of the repository.
 
     Raises:
-        ValueError: the tokens are damaged, or were made with another palette.
+        ValueError: the tokens are damaged, or were made by another image processor.
     """
     from hf_igpt import IGPTImageProcessor
     from hf_igpt.data.token_repository import TOKENS, processor_folder
@@ -145,12 +145,13 @@ def stage_tokens(
     processor.save_pretrained(inner)
     code_files(inner)
     (folder / "images").mkdir()
-    _palette_picture(processor, folder)
+    pictures = _palette_picture(processor, folder)
     results = Path(tokens) / RESULTS
     card = dataset_card(
         name,
         splits,
         processor_sha256=sha256(inner / "preprocessor_config.json"),
+        pictures=pictures,
         results=read_results(results) if results.is_file() else None,
         license=options.license,
         dataset=options.dataset,
@@ -164,13 +165,20 @@ def load_any_head(model: str | os.PathLike) -> "tuple[ImageGPTPreTrainedModel, I
     The model that a folder was saved from, with its image processor. The folder's own code is not run.
 
     Raises:
-        ValueError: the folder isn't of this package, or as `load_verified`.
+        ValueError: the folder isn't of this package, holds a VQ-VAE, or as `load_verified`.
     """
     import hf_igpt
+    from hf_igpt.storage import read_json
     from hf_igpt.weights import load_verified
 
-    if not (Path(model) / "config.json").is_file():
+    if not (path := Path(model) / "config.json").is_file():
         raise ValueError(f"{model} is no checkpoint folder: it has no config.json.")
+    if dict(read_json(path)).get("model_type") == hf_igpt.ImageGPTVQVAEConfig.model_type:
+        raise ValueError(
+            f"`model` must be a checkpoint of an Image GPT, and {model} is a VQ-VAE. It is published with every "
+            "checkpoint whose tokens it makes: give one of these. To publish it alone, use its own method, "
+            f"`ImageGPTVQVAEModel.from_pretrained({str(model)!r}).push_to_hub(...)`."
+        )
 
     def saved_class(config: "ImageGPTConfig") -> "type[ImageGPTPreTrainedModel]":
         head = next(iter(config.architectures or ()), None)

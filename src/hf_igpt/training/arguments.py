@@ -94,7 +94,7 @@ class PretrainArguments(TrainerOptions, ImageOptions, TokenOptions):
     tokens: str | None = option(
         None,
         "instead of images, tokens that tokenize_dataset wrote (a folder) or push_to_hub published (OWNER/NAME, or "
-        "OWNER/NAME@COMMIT), with the palette beside them",
+        "OWNER/NAME@COMMIT), with the image processor beside them",
     )
     dataset_name: str = option(
         "digits",

@@ -10,8 +10,8 @@ from hf_igpt.evaluation.metrics import total, whole_numbers
 
 class BitsPerPixel(evaluate.Metric):
     """
-    Negative log-likelihood in bits, divided by the number of grid cells; both summed over images. Not bits/dim of the
-    RGB image: the palette has lost some.
+    Negative log-likelihood in bits, divided by the number of pixels; both summed over images. Not bits/dim of the RGB
+    image: a palette or a VQ-VAE has lost some.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -20,7 +20,7 @@ class BitsPerPixel(evaluate.Metric):
         return evaluate.MetricInfo(
             description=self.__class__.__doc__,
             citation="",
-            inputs_description="nats: sum over the tokens of one image; pixels: height x width of its grid.",
+            inputs_description="nats: sum over the tokens of one image; pixels: height x width of the image.",
             features=features,
         )
 
