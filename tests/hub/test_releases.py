@@ -21,7 +21,7 @@ from hf_igpt import IGPTImageProcessor, ImageGPTForImageClassification, ImageGPT
 from hf_igpt.data.sources import ImageSource
 from hf_igpt.data.token_store import load_tokens, save_tokens
 from hf_igpt.data.tokenization import tokenize
-from hf_igpt.hub.card_facts import CardFacts
+from hf_igpt.hub.card_facts import CardFacts, facts_of_run
 from hf_igpt.hub.card_text import code, escaped, plain_line, table
 from hf_igpt.hub.evidence import Result
 from hf_igpt.hub.model_cards import model_card
@@ -262,6 +262,16 @@ def test_a_vqvae_is_published_with_the_checkpoint_that_uses_it(tmp_path, release
     with pytest.raises(ValueError, match=r"is a VQ-VAE. It is published with every checkpoint .*\.push_to_hub"):
         stage_model(tmp_path / "vqvae", release, NAME)
     assert not names(release)
+
+
+def test_a_run_of_codes_tells_their_size_without_its_vqvae():
+    content = facts_with("word").results[0].content
+    tokens = {"token_kind": "vqvae", "token_hash": "abcd", "grid": [2, 4], "num_channels": 1, "num_values": 9}
+    arguments = {"token_kind": "vqvae", "vqvae": "gone", "image_size": [8, 16], "objective": "masked"}
+    metrics = content["metrics"] | {"parameters": 5}
+    run = Result("pretraining", "x", content | {"arguments": arguments, "tokens": tokens, "metrics": metrics})
+    facts = facts_of_run(NAME, [run])
+    assert facts.tokens == "2x4 cells of 9 codes of a VQ-VAE, each code for 4x4 of the 8x16 pixels of an image"
 
 
 @pytest.mark.parametrize("kind", ["palette", "vqvae"])
