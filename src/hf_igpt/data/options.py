@@ -54,7 +54,7 @@ class LabelledImages(ImageOptions):
         only_if=("dataset_name", not_),
     )
     dataset_name: str | None = option(
-        None, "instead of tokens, images to tokenize with the checkpoint's palette: see pretrain"
+        None, "instead of tokens, images to tokenize as the checkpoint's were: see pretrain"
     )
 
     def check_images(self) -> None:
