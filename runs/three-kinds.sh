@@ -9,7 +9,7 @@ dataset="${DATASET:-uoft-cs/cifar10}"
 cd "$(dirname "$0")/.."
 
 images=(--dataset_name "$dataset" --max_images 10000)
-hf-igpt train_vqvae cifar10-cpu-vqvae --dataset_name "$dataset" --output_dir "$output/vqvae" --cpu_threads 1
+hf-igpt train_vqvae cifar10-cpu-vqvae --dataset_name "$dataset" --output_dir "$output/tokenizer" --cpu_threads 1
 
 run() {
     kind="$1"
@@ -27,4 +27,4 @@ run palette
 hf-igpt evaluate --model "$output/palette/model" --color_density empirical --dataset_name "$dataset" --cpu_threads 1 \
     --output_dir "$output/palette-test-empirical"
 run rgb
-run vqvae --vqvae "$output/vqvae/model" --image_size 32 --augmentation none
+run vqvae --vqvae "$output/tokenizer/model" --image_size 32 --augmentation none
