@@ -116,6 +116,8 @@ def _linear(in_features: int, out_features: int, bias: bool, std: float) -> nn.L
 
 
 class ImageGPTAttention(nn.Module):
+    """Attention of one block, through transformers' attention interface: one product for queries, keys and values."""
+
     def __init__(self, config: ImageGPTConfig, layer_idx: int):
         super().__init__()
         self.config = config
@@ -184,6 +186,8 @@ class ImageGPTAttention(nn.Module):
 
 
 class ImageGPTMLP(nn.Module):
+    """The two projections of a block with the activation between them, which the backward pass may compute again."""
+
     def __init__(self, config: ImageGPTConfig):
         super().__init__()
         self.c_fc = _linear(config.hidden_size, config.intermediate_size, config.use_bias, 0.02)
@@ -196,6 +200,8 @@ class ImageGPTMLP(nn.Module):
 
 
 class ImageGPTBlock(GradientCheckpointingLayer):
+    """A pre-norm block: attention and MLP, each added to its input (paper, section 2.2)."""
+
     def __init__(self, config: ImageGPTConfig, layer_idx: int):
         super().__init__()
         self.ln_1 = ImageGPTRMSNorm(config.hidden_size, config.layer_norm_eps)

@@ -32,7 +32,7 @@ from transformers.utils import ModelOutput, find_adapter_config_file, logging
 
 from .config_files_igpt import check_finite, place_of
 from .configuration_igpt_vqvae import ImageGPTVQVAEConfig
-from .saving_igpt import SavedOverMixin
+from .saving_igpt import SavedOverMixin, is_one_of_many
 
 
 logger = logging.get_logger(__name__)
@@ -214,13 +214,9 @@ class ImageGPTVQVAECodebook(nn.Module):
         self.ema_sums.copy_((codes * counts[:, None]).where(is_dead[:, None], self.ema_sums))
 
 
-def _is_one_of_many() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
 def _sizes_of_all(sizes: list[int]) -> tuple[list[list[int]], int]:
     """The sizes of every process's batches, and the number of this process."""
-    if not _is_one_of_many():
+    if not is_one_of_many():
         return [sizes], 0
     gathered: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(gathered, sizes)
@@ -228,7 +224,7 @@ def _sizes_of_all(sizes: list[int]) -> tuple[list[list[int]], int]:
 
 
 def _over_processes(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    if _is_one_of_many():
+    if is_one_of_many():
         for tensor in tensors:
             distributed.all_reduce(tensor)
     return tensors

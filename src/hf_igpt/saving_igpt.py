@@ -35,7 +35,7 @@ def save_over(
         obsolete: names of what belongs to the old files alone. It is removed when the new ones are there.
     """
     final = Path(folder).absolute()
-    if not final.is_dir() or not any(replaced.fullmatch(path.name) for path in final.iterdir()) or _is_one_of_many():
+    if not final.is_dir() or not any(replaced.fullmatch(path.name) for path in final.iterdir()) or is_one_of_many():
         save(folder)
         return
     root = final / ".partial-save"
@@ -52,10 +52,10 @@ def save_over(
         shutil.rmtree(root, ignore_errors=True)
 
 
-def _is_one_of_many() -> bool:
+def is_one_of_many() -> bool:
+    """Whether several processes work, and write into one folder, together; Trainer gives them a new one."""
     from torch import distributed
 
-    # Several processes write into one folder together; Trainer gives them a new one.
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
@@ -89,4 +89,4 @@ class SavedOverMixin:
             save_over(lambda folder: save(folder, True, *args, **kwargs), save_directory, MODEL_FILES)
 
 
-__all__ = ["MODEL_FILES", "SavedOverMixin", "save_over"]
+__all__ = ["MODEL_FILES", "SavedOverMixin", "is_one_of_many", "save_over"]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
+# ImageNet's, of the pixels.
+RESIZED_CROP = "random_resized_crop"
 
 
 def check_augmentation(augment: str, grid: tuple[int, int], padding: int = 4) -> None:

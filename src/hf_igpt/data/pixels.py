@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from hf_igpt.data.augmentation import augmented_positions, check_augmentation, random_resized_crop
+from hf_igpt.data.augmentation import RESIZED_CROP, augmented_positions, check_augmentation, random_resized_crop
 from hf_igpt.data.columns import find_image_column
 from hf_igpt.data.loading import KeyedDataset, opened_image
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
-
-RESIZED_CROP = "random_resized_crop"
 
 
 class PixelDataset(KeyedDataset):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from operator import not_
 
 from hf_igpt.arguments import option
-from hf_igpt.data.augmentation import check_token_augmentation
+from hf_igpt.data.augmentation import AUGMENTATIONS, RESIZED_CROP, check_token_augmentation
 from hf_igpt.data.masking import PAPER_RATE, UNIFORM
 from hf_igpt.data.options import ImageOptions, TokenOptions
 from hf_igpt.token_kinds_igpt import VQVAE
@@ -111,7 +111,7 @@ class PretrainArguments(TrainerOptions, ImageOptions, TokenOptions):
         "none",
         "drawn anew for every image and epoch: reflection-padded crops and flips of the tokens, or ImageNet's random "
         "resize and 224-pixel crop of the pixels",
-        choices=("none", "flip", "crop", "crop_flip", "random_resized_crop"),
+        choices=(*AUGMENTATIONS, RESIZED_CROP),
     )
     num_proc: int | None = option(None, "processes that tokenize", low=1, only_if=("streaming", not_))
     skip_damaged: bool = option(False, "leave out unreadable images, counted and named in results.json")
@@ -170,5 +170,5 @@ class PretrainArguments(TrainerOptions, ImageOptions, TokenOptions):
         for name in [*names, "num_proc", "skip_damaged"]:
             if getattr(self, name) != fields[name].default:
                 raise ValueError(f"`{name}` is about images and has no effect with `tokens`. Leave one of them out.")
-        if self.augmentation == "random_resized_crop":
+        if self.augmentation == RESIZED_CROP:
             raise ValueError("`augmentation: random_resized_crop` reads images: give `dataset_name`, not `tokens`.")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from operator import not_
 
 from hf_igpt.arguments import option
+from hf_igpt.data.augmentation import AUGMENTATIONS, RESIZED_CROP
 from hf_igpt.data.options import LabelledImages
 from hf_igpt.training.arguments import TrainerOptions
 
@@ -30,7 +31,7 @@ class FinetuneArguments(TrainerOptions, LabelledImages):
         "crop_flip",
         "drawn anew for every image and epoch: reflection-padded crops and flips of the tokens, or ImageNet's random "
         "resize and 224-pixel crop of the pixels",
-        choices=("none", "flip", "crop", "crop_flip", "random_resized_crop"),
+        choices=(*AUGMENTATIONS, RESIZED_CROP),
     )
     mask_rate: float | None = option(
         None, "for masked models, probability that a pixel is hidden; by default 0.15", above=0, high=1
@@ -79,7 +80,7 @@ class FinetuneArguments(TrainerOptions, LabelledImages):
         self.check_images()
         if self.subset_seed is not None and self.labels_per_class is None and self.max_train_images is None:
             raise ValueError("`subset_seed` has no effect without `labels_per_class` or `max_train_images`.")
-        if self.augmentation != "random_resized_crop":
+        if self.augmentation != RESIZED_CROP:
             return
         if self.dataset_name is None or self.streaming:
             raise ValueError(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_igpt.data.augmentation import RESIZED_CROP
 from hf_igpt.training.jobs import crop_dataset, token_dataset
 
 
@@ -92,7 +93,7 @@ def train_examples(settings: "FinetuneArguments", processor: "IGPTImageProcessor
     """The training images as examples, augmented as the options say."""
     from hf_igpt.data.options import load_source
 
-    if settings.augmentation != "random_resized_crop":
+    if settings.augmentation != RESIZED_CROP:
         return token_dataset(
             data.splits["train"].tokens,
             processor,

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_igpt.data.augmentation import RESIZED_CROP
 from hf_igpt.processes import process_state
 from hf_igpt.training.finetune_data import LabelledData, labelled_data, train_examples
 from hf_igpt.training.jobs import (
@@ -118,7 +119,7 @@ def _check(arguments: "FinetuneArguments", checkpoint: Checkpoint) -> "FinetuneA
     split_batch(arguments)
     trackers(arguments.report_to)
     check_backend(arguments.attn_implementation)
-    if arguments.augmentation == "random_resized_crop":
+    if arguments.augmentation == RESIZED_CROP:
         check_centre_crop(checkpoint.processor)
     else:
         check_augmentation(arguments.augmentation, config.grid, arguments.augmentation_padding)

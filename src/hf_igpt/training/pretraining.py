@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_igpt.data.augmentation import RESIZED_CROP
 from hf_igpt.data.token_repository import TOKENS, processor_folder
 from hf_igpt.processes import process_state
 from hf_igpt.storage import MANIFEST, sha256
@@ -96,7 +97,7 @@ def _check(arguments: "PretrainArguments") -> None:
         model_config(arguments, layout)
     split_batch(arguments)
     trackers(arguments.report_to)
-    if arguments.augmentation != "random_resized_crop":
+    if arguments.augmentation != RESIZED_CROP:
         grid = tuple(grid_size(arguments).values())
         check_augmentation(arguments.augmentation, grid, arguments.augmentation_padding)
     elif arguments.streaming or arguments.skip_damaged:
@@ -330,7 +331,7 @@ def _build_trainer(
 
 
 def _train_dataset(arguments: "PretrainArguments", source: Any, processor: Any, tokens: "DatasetDict") -> Any:
-    if arguments.augmentation != "random_resized_crop":
+    if arguments.augmentation != RESIZED_CROP:
         return token_dataset(
             tokens["train"],
             processor,

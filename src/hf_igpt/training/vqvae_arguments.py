@@ -5,6 +5,7 @@ from operator import not_
 
 from hf_igpt.arguments import option
 from hf_igpt.configuration_igpt_vqvae import MAX_BLOCKS, MAX_CODES, MAX_WIDTH
+from hf_igpt.data.augmentation import AUGMENTATIONS, RESIZED_CROP
 from hf_igpt.data.options import ImageOptions
 from hf_igpt.training.arguments import StepOptions
 
@@ -29,7 +30,7 @@ class TrainVQVAEArguments(StepOptions, ImageOptions):
         "flip",
         "drawn anew for every image and epoch: flips, reflection-padded crops, or ImageNet's random resize and crop "
         "of crop_size",
-        choices=("none", "flip", "crop", "crop_flip", "random_resized_crop"),
+        choices=(*AUGMENTATIONS, RESIZED_CROP),
     )
     augmentation_padding: int = option(
         4,
@@ -70,7 +71,7 @@ class TrainVQVAEArguments(StepOptions, ImageOptions):
             raise ValueError("`streaming` must be off: images are read again in every epoch.")
         if self.label_column is not None:
             raise ValueError("`label_column` has no effect: a VQ-VAE needs no classes. Leave it out.")
-        if self.augmentation == "random_resized_crop" and self.crop_size is None:
+        if self.augmentation == RESIZED_CROP and self.crop_size is None:
             raise ValueError(
                 "`augmentation: random_resized_crop` needs `crop_size`, the side of the crops in pixels: that of "
                 "`image_size`, or a larger one, which is then reduced to it."

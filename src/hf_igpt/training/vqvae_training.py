@@ -93,8 +93,7 @@ def _check(arguments: "TrainVQVAEArguments") -> None:
     arguments.check()
     import matplotlib.figure  # noqa: F401  # if it is missing, that is said here and not after the training
 
-    from hf_igpt.data.augmentation import check_augmentation
-    from hf_igpt.data.pixels import RESIZED_CROP
+    from hf_igpt.data.augmentation import RESIZED_CROP, check_augmentation
     from hf_igpt.training.sharding import check_launcher
 
     check_launcher(0.0, False)
