@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from token_tables import bits_per_dim_table, palette_sweep_table
+from token_tables import bits_per_dim_table, palette_sweep_table, three_kinds_table
 
 from hf_igpt.arguments import SHIPPED_RECIPES, shipped_recipes
 from hf_igpt.commands.main import COMMANDS, CONFIGURATIONS, SHARED_BY_PROCESSES
@@ -681,6 +681,7 @@ MARKED: dict[str, Callable[[], str]] = {
     "configurations": configurations_table,
     "bits-per-dim": bits_per_dim_table,
     "palette-sweep": palette_sweep_table,
+    "three-kinds": three_kinds_table,
     "digits-best-layer": partial(probe_accuracy, "digits", "best"),
     "digits-pixels": partial(probe_accuracy, "digits", "pixels"),
     "cifar10-cpu-best-layer": partial(probe_accuracy, "cifar10-cpu", "best"),
