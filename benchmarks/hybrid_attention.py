@@ -1,20 +1,19 @@
-"""Likelihood of runs that differ in attention and seed alone, beside their cost; see runs/hybrid-attention.sh.
+"""Likelihood and probes of runs that differ in attention and seed alone, beside their cost; see
+runs/hybrid-attention.sh.
 
-python benchmarks/hybrid_attention.py --results outputs/hybrid-attention/*-[01] --output hybrid-attention.json \
-        --picture hybrid-attention.png
+python benchmarks/hybrid_attention.py --results outputs/hybrid-attention/*-[01] \
+        --probes outputs/hybrid-attention/*-probe --output hybrid-attention.json --picture hybrid-attention.png
 """
 
 import argparse
-import dataclasses
 import statistics
 from typing import Any
 
-from hf_igpt.data.options import token_layout
-from hf_igpt.data.token_store import token_hash_in
-from hf_igpt.results import read_results, write_results
-from hf_igpt.training.arguments import PretrainArguments
+from compared_runs import config_of, probe_of, read_probes, read_runs
+
+from hf_igpt.results import write_results
+from hf_igpt.storage import atomic_path
 from hf_igpt.training.cost import training_flops
-from hf_igpt.training.pretraining import model_config
 
 
 # What may differ between the runs.
@@ -28,50 +27,47 @@ def attention_of(arguments: dict[str, Any]) -> str:
     return f"{rows} rows in every block" if every == 0 else f"{rows} rows, one block of {every} full"
 
 
-def flops_of(arguments: dict[str, Any]) -> int:
-    options = PretrainArguments(**arguments)
-    return training_flops(model_config(options, token_layout(options)))
-
-
 def draw(rows: dict[str, dict[str, Any]], path: str) -> None:
-    """Likelihood over the cost of an image: one point a run, a line through the means."""
+    """Likelihood and probe over the cost of an image: one point a run, a line through the means."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
     ordered = sorted(rows.items(), key=lambda item: item[1]["training_gflop_per_image"])
     costs = [row["training_gflop_per_image"] for _, row in ordered]
-    axes.plot(costs, [row["nats_per_token"] for _, row in ordered], color="grey", linewidth=1)
-    for name, row in ordered:
-        nats = [run["validation_nats_per_token"] for run in row["runs"]]
-        axes.plot([row["training_gflop_per_image"]] * len(nats), nats, "o", label=name)
-    axes.set_xlabel("GFLOP an image, forward and backward")
-    axes.set_ylabel("nats/token on validation")
+    panels = {
+        "nats/token on validation": lambda run: run["validation_nats_per_token"],
+        "probe's accuracy on test, %": lambda run: 100 * run["probe"]["test_accuracy"],
+    }
+    for axes, (what, value) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        values = [[value(run) for run in row["runs"]] for _, row in ordered]
+        axes.plot(costs, [statistics.mean(each) for each in values], color="grey", linewidth=1)
+        for cost, each, (name, _) in zip(costs, values, ordered, strict=True):
+            axes.plot([cost] * len(each), each, "o", label=name)
+        axes.set(xlabel="GFLOP an image, forward and backward", ylabel=what)
+        axes.grid(alpha=0.3)
     axes.legend()
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--results", nargs="+", required=True, help="folders of finished runs of pretrain")
+    options.add_argument("--probes", nargs="+", required=True, help="folders of probes of their models")
     options.add_argument("--output", help="results JSON to write")
     options.add_argument("--picture", help="plot to write")
     arguments = options.parse_args()
-    results = [read_results(folder) for folder in arguments.results]
-    # With the defaults of options that a run's version didn't have.
-    options_of = [dataclasses.asdict(PretrainArguments(**result["arguments"])) for result in results]
-    shared = [{name: value for name, value in options.items() if name not in VARIED} for options in options_of]
-    if any(settings != shared[0] for settings in shared) or len({token_hash_in(result) for result in results}) > 1:
-        raise SystemExit("The runs differ in more than attention and seed: their likelihoods can't be compared.")
+    results, shared = read_runs(arguments.results, VARIED)
+    probes = read_probes(arguments.probes)
     rows: dict[str, dict[str, Any]] = {}
     for result in results:
         row = rows.setdefault(attention_of(result["arguments"]), {"runs": []})
-        row["training_gflop_per_image"] = flops_of(result["arguments"]) / 1e9
+        row["training_gflop_per_image"] = training_flops(config_of(result)) / 1e9
         row["runs"].append(
             {
                 "seed": result["seeds"]["seed"],
                 "validation_nats_per_token": result["metrics"]["validation"]["nats_per_token"],
+                "probe": probe_of(result, probes),
                 "training_seconds": result["training_seconds"],
                 "commit": result["commit"],
                 "command": result["command"],
@@ -79,7 +75,11 @@ def main() -> None:
         )
     for name, row in rows.items():
         row["nats_per_token"] = statistics.mean(run["validation_nats_per_token"] for run in row["runs"])
-        print(f"{name:32}{row['nats_per_token']:8.4f} nats/token{row['training_gflop_per_image']:8.2f} GFLOP an image")
+        row["probe_test_accuracy"] = statistics.mean(run["probe"]["test_accuracy"] for run in row["runs"])
+        print(
+            f"{name:32}{row['nats_per_token']:8.4f} nats/token{100 * row['probe_test_accuracy']:8.2f} %"
+            f"{row['training_gflop_per_image']:8.2f} GFLOP an image"
+        )
     if arguments.picture:
         draw(rows, arguments.picture)
     if arguments.output:
@@ -92,7 +92,7 @@ def main() -> None:
         }
         numbers = sorted({run["seed"] for row in rows.values() for run in row["runs"]})
         seeds = {f"run {number}": number for number in numbers}
-        write_results(arguments.output, metrics=metrics, arguments=shared[0], seeds=seeds)
+        write_results(arguments.output, metrics=metrics, arguments=shared, seeds=seeds)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,76 @@
+"""Runs of pretrain that differ in named options alone, and the probes of their checkpoints."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from hf_igpt.data.options import token_layout
+from hf_igpt.data.token_store import token_hash_in
+from hf_igpt.results import read_results
+from hf_igpt.training.arguments import PretrainArguments
+from hf_igpt.training.pretraining import model_config
+
+
+def read_runs(folders: Sequence[str], varied: Collection[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """
+    The results of runs, and the options that all of them share, with the defaults of options that a run's version
+    didn't have.
+
+    Raises:
+        SystemExit: the runs differ in another option, or in what their tokens mean.
+    """
+    results = [read_results(folder) for folder in folders]
+    shared = [
+        {name: value for name, value in dataclasses.asdict(options_of(result)).items() if name not in varied}
+        for result in results
+    ]
+    differing = {name for options in shared for name, value in options.items() if value != shared[0][name]}
+    if differing or len({token_hash_in(result) for result in results}) > 1:
+        what = ", ".join(sorted(differing)) or "what their tokens mean"
+        raise SystemExit(f"The runs differ in {what}: they can't be compared.")
+    return results, shared[0]
+
+
+def options_of(result: dict[str, Any]) -> PretrainArguments:
+    """The options of a run."""
+    return PretrainArguments(**result["arguments"])
+
+
+def config_of(result: dict[str, Any]) -> Any:
+    """The config of a run's model."""
+    options = options_of(result)
+    return model_config(options, token_layout(options))
+
+
+def read_probes(folders: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """
+    What a table says of every probe, by the sum of the weights that it read.
+
+    Raises:
+        SystemExit: the probes differ in solver, norm or images.
+    """
+    results = [read_results(folder) for folder in folders]
+    compared = [(result["probe"], result["dataset"]["num_images"]) for result in results]
+    if any(other != compared[0] for other in compared):
+        raise SystemExit("The probes differ in more than their checkpoint: they can't be compared.")
+    return {result["checkpoint"]["sha256"]: _summary(result) for result in results}
+
+
+def probe_of(run: dict[str, Any], probes: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The probe of a run's model. Raises SystemExit where there is none."""
+    if run["model_sha256"] not in probes:
+        raise SystemExit(f"No probe is of the model of {run['arguments']['output_dir']}.")
+    return probes[run["model_sha256"]]
+
+
+def _summary(result: dict[str, Any]) -> dict[str, Any]:
+    metrics = result["metrics"]
+    pixels = metrics["pixels"]
+    return {
+        "layer": metrics["best"]["layer"],
+        "test_accuracy": metrics["best"]["test_accuracy"],
+        "pixels_test_accuracy": pixels and pixels["test_accuracy"],
+        "num_images": result["dataset"]["num_images"],
+        "command": result["command"],
+        "commit": result["commit"],
+    }
