@@ -104,3 +104,77 @@ def test_batches_of_the_loader_are_single_reads(tmp_path):
     tokens = data_loading.stored_tokens(str(tmp_path), 20, 6)
     data_loading.check_against_single_reads(tokens, 6)
     assert data_loading.images_per_second(data_loading.make_loader(tokens, 6, 4, "flip", None, 0), 0.01) > 0
+
+
+def test_sizes_are_counted_as_the_cost_model_and_as_gpt2s_authors_count():
+    import model_sizes
+
+    from hf_igpt.training.cost import parameters
+
+    small, gpt2 = model_sizes.igpt_row("igpt-s"), model_sizes.gpt2_row("GPT-2 small")
+    assert small["parameters"] == parameters(ImageGPTConfig()) == sum(small["parameters_by_part"].values())
+    assert gpt2["parameters"] == 124_439_808 == sum(gpt2["parameters_by_part"].values())
+    assert small["biases"] == 0 and gpt2["biases"] == 12 * (3 + 1 + 4 + 1 + 2) * 768 + 768
+    assert small["parameters_by_part"]["vocabulary"] == (513 + 512) * 512
+    assert gpt2["parameters_by_part"]["vocabulary"] == 50257 * 768
+
+
+def finished_run(folder: Path, name: str, digest: str, nats: float, **options) -> list[str]:
+    """What a run and the probe of its model leave, as far as a comparison reads it; the folders of both."""
+    from hf_igpt.results import write_results
+    from hf_igpt.training.arguments import PretrainArguments
+
+    sizes = {"image_size": [8], "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    arguments = vars(PretrainArguments(**sizes | options, output_dir=name))
+    scores = {"nats_per_token": nats, "nats_per_token_standard_error": 0.01, "num_images": 5}
+    metrics = {"optimizer_steps": 3, "images_seen": 6, "parameters": 7, "validation": scores}
+    metrics["validation"]["unigram_nats_per_token"] = 6.0
+    (folder / name).mkdir()
+    run = {"palette_hash": "a", "model_sha256": digest, "training_seconds": 1.0, "seeds": {"seed": arguments["seed"]}}
+    write_results(folder / name, metrics=metrics, arguments=arguments, **run)
+    (folder / f"{name}-probe").mkdir()
+    accuracy = {"layer": 1, "test_accuracy": nats / 10}
+    found = {"best": accuracy, "pixels": {"layer": None, "test_accuracy": 0.1}}
+    about = {"probe": {"solver": "lbfgs"}, "checkpoint": {"sha256": digest}, "dataset": {"num_images": {"test": 9}}}
+    write_results(folder / f"{name}-probe", metrics=found, **about)
+    return [str(folder / name), str(folder / f"{name}-probe")]
+
+
+def compare(monkeypatch, script: str, runs: list[list[str]], folder: Path) -> dict:
+    """What a comparison of runs writes."""
+    import importlib
+
+    results, probes = zip(*runs, strict=True)
+    files = ["--output", str(folder / "compared.json"), "--picture", str(folder / "compared.png")]
+    # Probes in another order: it is their weights that belong to a run.
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--results", *results, "--probes", *reversed(probes), *files])
+    importlib.import_module(script).main()
+    assert (folder / "compared.png").read_bytes().startswith(b"\x89PNG")
+    return json.loads((folder / "compared.json").read_text())
+
+
+def test_sizes_of_images_are_compared_with_the_probes_of_their_own_models(tmp_path, monkeypatch):
+    runs = [finished_run(tmp_path, "large", "x", 2.5, image_size=[16]), finished_run(tmp_path, "small", "y", 4.5)]
+    rows = compare(monkeypatch, "resolution", runs, tmp_path)["metrics"]["sizes"]
+    assert [(row["grid"], row["nats_per_token"]) for row in rows] == [([8, 8], 4.5), ([16, 16], 2.5)]
+    assert [row["probe"]["test_accuracy"] for row in rows] == [0.45, 0.25]
+    assert rows[0]["training_gflop_per_image"] > rows[0]["feature_gflop_per_image"] > 0
+    with pytest.raises(SystemExit, match="learning_rate"):
+        other = finished_run(tmp_path, "other", "z", 4.5, learning_rate=0.1)
+        compare(monkeypatch, "resolution", [*runs, other], tmp_path)
+
+
+def test_attention_is_compared_over_seeds_and_every_run_needs_its_probe(tmp_path, monkeypatch):
+    runs = [
+        finished_run(tmp_path, "full-0", "a", 3.0),
+        finished_run(tmp_path, "full-1", "b", 3.2, seed=1),
+        finished_run(tmp_path, "windows-0", "c", 2.0, attention_window_rows=2, full_attention_every=0),
+    ]
+    compared = compare(monkeypatch, "hybrid_attention", runs, tmp_path)
+    found = compared["metrics"]["attention"]
+    assert compared["seeds"] == {"run 0": 0, "run 1": 1}
+    assert found["full"]["nats_per_token"] == pytest.approx(3.1)
+    assert found["full"]["probe_test_accuracy"] == pytest.approx(0.31)
+    assert found["2 rows in every block"]["runs"][0]["probe"]["test_accuracy"] == pytest.approx(0.2)
+    with pytest.raises(SystemExit, match="No probe is of the model of .*windows-0"):
+        compare(monkeypatch, "hybrid_attention", [*runs[:2], [runs[2][0], runs[0][1]]], tmp_path)
