@@ -1,6 +1,6 @@
 """The paper's sizes beside GPT-2's, counted from their configs without weights.
 
-python benchmarks/model_sizes.py --output docs/results/model-sizes.json --picture docs/images/model-sizes.png
+python benchmarks/model_sizes.py --output model-sizes.json --picture model-sizes.png
 """
 
 from typing import Any
