@@ -24,7 +24,7 @@ from hf_igpt.training.finetune_arguments import FinetuneArguments
 from hf_igpt.training.finetune_data import labelled_data
 from hf_igpt.training.finetune_trainer import FinetuneTrainer, distance_from_top, evaluations_since_best
 from hf_igpt.training.finetuning import Checkpoint, _build_trainer, _check, classifier_of
-from hf_igpt.training.jobs import train_to_the_end
+from hf_igpt.training.runs import train_to_the_end
 
 
 CLASSES = 3

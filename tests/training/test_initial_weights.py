@@ -1,6 +1,8 @@
 """Pretraining that goes on from a checkpoint, at another size too: positions, what must agree, a whole run."""
 
+import gc
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from tiny_models import random_tokens, tiny_causal, tiny_config, tiny_masked
 
 from hf_igpt import IGPTImageProcessor, ImageGPTForCausalImageModeling
+from hf_igpt.training import initial_weights
 from hf_igpt.training.arguments import PretrainArguments
 from hf_igpt.training.initial_weights import (
     InitialWeights,
@@ -17,6 +20,7 @@ from hf_igpt.training.initial_weights import (
     resample_positions,
 )
 from hf_igpt.training.pretraining import pretrain
+from hf_igpt.training.trainer import IGPTTrainer
 
 
 sys.path.append(str(Path(__file__).parents[1] / "commands"))
@@ -116,6 +120,26 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         load_initial_weights(str(tmp_path / "nowhere"), lambda tokens: tiny_config())
 
 
+def held_in_training(monkeypatch) -> list[bool]:
+    """Whether the model to begin with is still in memory, noted whenever a training starts."""
+    models, held = [], []
+    load, train = initial_weights.load_initial_weights, IGPTTrainer.train
+
+    def watched_load(*args):
+        initial = load(*args)
+        models.append(weakref.ref(initial.model))
+        return initial
+
+    def watched_train(self, **kwargs):
+        gc.collect()
+        held.append(models[-1]() is not None)
+        return train(self, **kwargs)
+
+    monkeypatch.setattr(initial_weights, "load_initial_weights", watched_load)
+    monkeypatch.setattr(IGPTTrainer, "train", watched_train)
+    return held
+
+
 def test_a_run_goes_on_at_twice_the_size_with_the_palette_of_the_checkpoint(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_checkpoint(tmp_path / "small")
@@ -133,7 +157,9 @@ def test_a_run_goes_on_at_twice_the_size_with_the_palette_of_the_checkpoint(tmp_
     with pytest.raises(ValueError, match="`num_colors` is 17, but the palette of small has 10"):
         pretrain(PretrainArguments(**options | {"num_colors": 17}, init_from="small"))
     windows = {"attention_window_rows": 2, "full_attention_every": 2}
+    held = held_in_training(monkeypatch)
     results = pretrain(PretrainArguments(**options, **windows, init_from="small"))
+    assert held == [False]
     model = ImageGPTForCausalImageModeling.from_pretrained("out/model")
     processor, palette = (IGPTImageProcessor.from_pretrained(name) for name in ("out/model", "small"))
     assert (processor.grid, processor.token_hash) == ((8, 8), palette.token_hash)

@@ -130,7 +130,8 @@ def _measure(arguments: PaletteSweepArguments, count: int, steps: int) -> dict[s
     from hf_igpt.processes import process_state
     from hf_igpt.results import read_results
     from hf_igpt.training.palette_sweep import sweep_row
-    from hf_igpt.training.pretraining import MODEL, pretrain
+    from hf_igpt.training.pretraining import pretrain
+    from hf_igpt.training.runs import MODEL
 
     folder = Path(arguments.output_dir) / f"colors-{count}"
     options = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(PretrainArguments)}

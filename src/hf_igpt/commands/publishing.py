@@ -34,7 +34,7 @@ def publish_run(target: "Target", folder: str, license: str | None) -> dict[str,
     """Publishes the model that a finished run left in its folder; the results of that."""
     from hf_igpt.hub.pushing import push
     from hf_igpt.hub.releases import CardOptions, stage_model
-    from hf_igpt.training.jobs import MODEL
+    from hf_igpt.training.runs import MODEL
 
     run = Path(folder)
     return push(

@@ -1,28 +1,17 @@
 """Fine-tuning from a checkpoint to a classifier, in stages: tokens, training, model, results."""
 
-import contextlib
 import dataclasses
 import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_igpt.data.augmentation import RESIZED_CROP
-from hf_igpt.processes import process_state
 from hf_igpt.training.finetune_data import LabelledData, labelled_data, train_examples
-from hf_igpt.training.jobs import (
-    MODEL,
-    announce,
-    check_backend,
-    check_centre_crop,
-    finished_results,
-    throughput_of,
-    train_to_the_end,
-    trained_model,
-)
-from hf_igpt.training.run_folder import run_folder, run_identity
+from hf_igpt.training.jobs import check_backend, check_centre_crop, throughput_of
+from hf_igpt.training.run_folder import run_identity
+from hf_igpt.training.runs import run_training
 from hf_igpt.training.trainer_arguments import split_batch, trackers, training_arguments
 
 
@@ -76,30 +65,23 @@ def finetune(
         ValueError: bad options, bad data, or an output folder of another run.
         TrainingStopped: training had to end early; the last good checkpoint is kept.
     """
-    state = process_state()
     settings = _check(arguments, checkpoint)
     folder = Path(arguments.output_dir)
     # Tokens that exist are read first: nothing is written where they don't fit.
     tokens = load_tokens(folder / TOKENS) if arguments.dataset_name is None else None
-    data = None if tokens is None else labelled_data(settings, tokens)
-    identity = _identity(settings, checkpoint, tokens)
-    if (results := finished_results(folder, identity)) is not None:
-        state.wait_for_everyone()
-        return announce(results, state.is_main_process)
-    started = time.perf_counter()
-    holding = run_folder(folder, identity) if state.is_main_process else contextlib.nullcontext()
-    with holding:
-        data = data or labelled_data(settings, load_tokens(folder / TOKENS))
-        trainer = _build_trainer(settings, checkpoint, data)
-        resumed_from = train_to_the_end(trainer)
-        trainer.save_model(folder / MODEL)
-        metrics = _metrics(trainer, settings, data)
-        session = trained_model(trainer) | {"resumed_from": resumed_from}
-        if state.is_main_process:
-            session["wall_seconds"] = time.perf_counter() - started
-            results = _write(settings, trainer, checkpoint, data, metrics, session)
-    state.wait_for_everyone()
-    return announce(results, state.is_main_process)
+    checked = None if tokens is None else labelled_data(settings, tokens)
+
+    def build() -> "tuple[FinetuneTrainer, LabelledData]":
+        data = checked or labelled_data(settings, load_tokens(folder / TOKENS))
+        return _build_trainer(settings, checkpoint, data), data
+
+    def measure(trainer: "FinetuneTrainer", data: LabelledData) -> dict[str, Any]:
+        return _metrics(trainer, settings, data)
+
+    def record(trainer: "FinetuneTrainer", data: LabelledData, metrics: dict[str, Any]) -> dict[str, Any]:
+        return _record(trainer, settings, checkpoint, data)
+
+    return run_training(settings, _identity(settings, checkpoint, tokens), build, measure, record)
 
 
 # Options
@@ -259,16 +241,8 @@ def _build_trainer(settings: "FinetuneArguments", checkpoint: Checkpoint, data: 
 
 
 def _metrics(trainer: "FinetuneTrainer", settings: "FinetuneArguments", data: LabelledData) -> dict[str, Any]:
-    from hf_igpt.training.cost import training_flops
-
-    steps = trainer.state.global_step
-    images = steps * settings.total_batch_size
     return {
-        "optimizer_steps": steps,
-        "best_step": trainer.state.best_global_step or steps,
-        "images_seen": images,
-        "parameters": trainer.model.num_parameters(),
-        "training_flops": images * training_flops(trainer.model.config),
+        "best_step": trainer.state.best_global_step or trainer.state.global_step,
         **{
             split: trainer.classify(data.splits[split], settings.num_masks or 1).metrics(settings.seed)
             if split in data.splits
@@ -278,39 +252,24 @@ def _metrics(trainer: "FinetuneTrainer", settings: "FinetuneArguments", data: La
     }
 
 
-def _write(
-    settings: "FinetuneArguments",
-    trainer: "FinetuneTrainer",
-    checkpoint: Checkpoint,
-    data: LabelledData,
-    metrics: dict[str, Any],
-    session: dict[str, Any],
+def _record(
+    trainer: "FinetuneTrainer", settings: "FinetuneArguments", checkpoint: Checkpoint, data: LabelledData
 ) -> dict[str, Any]:
     from hf_igpt.data.token_store import token_meaning
     from hf_igpt.plots import save_loss_curve
-    from hf_igpt.results import write_results
-    from hf_igpt.training.throughput import training_seconds
 
     save_loss_curve(trainer.state.log_history, Path(settings.output_dir) / CURVE, unit="loss in nats")
     seeds = {"seed": settings.seed, "split_seed": settings.split_seed, "subset_seed": settings.subset_seed or 0}
-    return write_results(
-        settings.output_dir,
-        metrics=metrics,
-        seeds=seeds,
-        arguments=asdict(settings),
-        learning_rate=settings.learning_rate,
-        from_scratch=settings.from_scratch,
-        checkpoint=checkpoint.record,
-        dataset={
+    return {
+        "seeds": seeds,
+        "learning_rate": settings.learning_rate,
+        "from_scratch": settings.from_scratch,
+        "checkpoint": checkpoint.record,
+        "dataset": {
             "name": settings.dataset_name or settings.tokens or "tokens of the pretraining",
             "num_classes": len(data.names),
             "num_images": {split: len(rows) for split, rows in data.splits.items()},
             "source": data.source,
         },
-        # `wall_seconds` are those of this session, `training_seconds` count sessions before an interruption too.
-        training_seconds=training_seconds(trainer.state.log_history, settings.total_batch_size),
-        **session,
-        processes=trainer.args.world_size,
-        tokens=token_meaning(checkpoint.processor),
-        log_history=trainer.state.log_history,
-    )
+        "tokens": token_meaning(checkpoint.processor),
+    }

@@ -15,9 +15,10 @@ from hf_igpt.evaluation.features import default_batch_size
 from hf_igpt.evaluation.online_probes import OnlineProbes, online_votes
 from hf_igpt.evaluation.probes import add_test_accuracy, best_row
 from hf_igpt.processes import process_state, use_cpu
-from hf_igpt.training.jobs import token_dataset, train_to_the_end
+from hf_igpt.training.jobs import token_dataset
 from hf_igpt.training.online_probe_arguments import EPOCHS
 from hf_igpt.training.run_folder import run_folder
+from hf_igpt.training.runs import train_to_the_end
 from hf_igpt.training.trainer_arguments import split_batch
 
 
@@ -117,8 +118,7 @@ def train_online_probes(
     holding = run_folder(folder, identity) if process_state().is_main_process else contextlib.nullcontext()
     with holding:
         trainer = _build_trainer(probes, train, settings, options, rates, folder)
-        smaller = max(1, trainer.args.per_device_train_batch_size // 2)
-        train_to_the_end(trainer, f"Give `--per_device_train_batch_size {smaller}`, or fewer `--layers`.")
+        train_to_the_end(trainer, "Give `--per_device_train_batch_size {smaller}`, or fewer `--layers`.")
 
     def votes(split: str, number: int = 0) -> tuple[np.ndarray, np.ndarray]:
         mask = (number, settings.num_masks) if split == "test" else (0, 1)

@@ -1,8 +1,5 @@
 """Pretraining from images to a checkpoint folder, in stages: palette, tokens, training, model, results."""
 
-import contextlib
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +8,9 @@ from hf_igpt.data.token_repository import TOKENS, processor_folder
 from hf_igpt.processes import process_state
 from hf_igpt.storage import MANIFEST, sha256
 from hf_igpt.token_kinds_igpt import PALETTE
-from hf_igpt.training.jobs import (
-    MODEL,
-    announce,
-    check_backend,
-    crop_dataset,
-    finished_results,
-    throughput_of,
-    token_dataset,
-    train_to_the_end,
-    trained_model,
-)
-from hf_igpt.training.run_folder import run_folder, run_identity
+from hf_igpt.training.jobs import check_backend, crop_dataset, throughput_of, token_dataset
+from hf_igpt.training.run_folder import run_identity
+from hf_igpt.training.runs import last_train_loss, run_training
 from hf_igpt.training.trainer_arguments import split_batch, trackers, training_arguments
 
 
@@ -56,30 +44,26 @@ def pretrain(arguments: "PretrainArguments") -> dict[str, Any]:
     tokens_folder = _find_tokens(arguments, state)
     identity = run_identity(arguments) | _tokens_identity(tokens_folder) | _weights_identity(initial)
     identity |= {} if named is None else {"token_hash": named.token_hash}
-    folder = Path(arguments.output_dir)
-    if (results := finished_results(folder, identity)) is not None:
-        state.wait_for_everyone()
-        return announce(results, state.is_main_process)
-    started = time.perf_counter()
-    holding = run_folder(folder, identity) if state.is_main_process else contextlib.nullcontext()
-    with holding:
+
+    def build() -> "tuple[IGPTTrainer, DatasetDict]":
+        nonlocal initial
         if tokens_folder is None:
-            source, processor, tokens = _prepare(arguments, initial, named, folder, state)
+            source, processor, tokens = _prepare(arguments, initial, named, state)
         else:
             source, (processor, tokens) = None, _ready_tokens(arguments, named, tokens_folder)
         if initial is not None:
             _check_meaning(processor, initial, arguments)
         trainer = _build_trainer(arguments, initial, source, processor, tokens)
-        del initial  # weights as large as the model's own
-        resumed_from = train_to_the_end(trainer)
-        trainer.save_model(folder / MODEL)
-        metrics = _metrics(trainer, arguments, tokens)
-        session = trained_model(trainer) | {"resumed_from": resumed_from}
-        if state.is_main_process:
-            session["wall_seconds"] = time.perf_counter() - started
-            results = _write(arguments, trainer, tokens, metrics, session)
-    state.wait_for_everyone()
-    return announce(results, state.is_main_process)
+        initial = None  # Weights as large as the model's own: training goes on without them.
+        return trainer, tokens
+
+    def measure(trainer: "IGPTTrainer", tokens: "DatasetDict") -> dict[str, Any]:
+        return _metrics(trainer, arguments, tokens)
+
+    def record(trainer: "IGPTTrainer", tokens: "DatasetDict", metrics: dict[str, Any]) -> dict[str, Any]:
+        return _record(trainer, arguments, tokens, metrics)
+
+    return run_training(arguments, identity, build, measure, record)
 
 
 def _check(arguments: "PretrainArguments") -> None:
@@ -131,13 +115,13 @@ def _prepare(
     arguments: "PretrainArguments",
     initial: "InitialWeights | None",
     named: "IGPTImageProcessor | None",
-    folder: Path,
     state: Any,
 ) -> tuple[Any, Any, "DatasetDict"]:
     """Processor and tokens, made by all processes together. Downloads are the first one's, and read by the others."""
     from hf_igpt.data.options import load_source
     from hf_igpt.data.preparation import prepare_tokens
 
+    folder = Path(arguments.output_dir)
     with state.main_process_first():
         source = load_source(arguments)
     processor = _processor(arguments, initial, named, source, folder)
@@ -344,52 +328,29 @@ def _train_dataset(arguments: "PretrainArguments", source: Any, processor: Any, 
 
 def _metrics(trainer: "IGPTTrainer", arguments: "PretrainArguments", tokens: "DatasetDict") -> dict[str, Any]:
     from hf_igpt.evaluation import baselines
-    from hf_igpt.training.cost import training_flops
     from hf_igpt.training.objectives import validation_metrics
 
-    config = trainer.model.config
-    metrics: dict[str, Any] = {
-        "optimizer_steps": trainer.state.global_step,
-        "images_seen": trainer.state.global_step * arguments.total_batch_size,
-        "parameters": trainer.model.num_parameters(),
-        "training_flops": trainer.state.global_step * arguments.total_batch_size * training_flops(config),
-        "train_loss": next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
-    }
+    metrics: dict[str, Any] = {"train_loss": last_train_loss(trainer)}
     if "validation" in tokens:
         model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
         metrics["validation"] = validation_metrics(model, tokens["validation"], arguments) | baselines(
-            tokens["train"], tokens["validation"], config.num_values
+            tokens["train"], tokens["validation"], trainer.model.config.num_values
         )
     return metrics
 
 
-def _write(
-    arguments: "PretrainArguments",
-    trainer: "IGPTTrainer",
-    tokens: "DatasetDict",
-    metrics: dict[str, Any],
-    session: dict[str, Any],
+def _record(
+    trainer: "IGPTTrainer", arguments: "PretrainArguments", tokens: "DatasetDict", metrics: dict[str, Any]
 ) -> dict[str, Any]:
     from hf_igpt.data.token_store import token_meaning, tokens_info
     from hf_igpt.plots import save_loss_curve
-    from hf_igpt.results import write_results
-    from hf_igpt.training.throughput import training_seconds
 
     info = tokens_info(tokens)
     validation = metrics.get("validation", {})
     references = {"unigram": validation["unigram_nats_per_token"]} if validation else {}
     save_loss_curve(trainer.state.log_history, Path(arguments.output_dir) / CURVE, references)
-    return write_results(
-        arguments.output_dir,
-        metrics=metrics,
-        seeds={"seed": arguments.seed, "split_seed": arguments.split_seed},
-        arguments=asdict(arguments),
-        # `wall_seconds` are those of this session, `training_seconds` count sessions before an interruption too.
-        training_seconds=training_seconds(trainer.state.log_history, arguments.total_batch_size),
-        **session,
-        processes=trainer.args.world_size,
-        dataset=info["source"],
-        skipped=info["skipped"],
-        tokens=token_meaning(trainer.processing_class),
-        log_history=trainer.state.log_history,
-    )
+    return {
+        "dataset": info["source"],
+        "skipped": info["skipped"],
+        "tokens": token_meaning(trainer.processing_class),
+    }

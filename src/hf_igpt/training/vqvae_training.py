@@ -1,23 +1,14 @@
 """Training a VQ-VAE from images to a model folder: training, model, reconstructions, results."""
 
-import contextlib
 import dataclasses
 import itertools
-import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_igpt.processes import process_state
-from hf_igpt.training.jobs import (
-    MODEL,
-    announce,
-    finished_results,
-    throughput_at,
-    train_to_the_end,
-    trained_model,
-)
-from hf_igpt.training.run_folder import run_folder, run_identity
+from hf_igpt.training.jobs import throughput_at
+from hf_igpt.training.run_folder import run_identity
+from hf_igpt.training.runs import last_train_loss, run_training
 from hf_igpt.training.trainer_arguments import split_batch, trackers, training_arguments
 
 
@@ -28,8 +19,11 @@ if TYPE_CHECKING:
     from hf_igpt.training.vqvae_arguments import TrainVQVAEArguments
     from hf_igpt.training.vqvae_trainer import VQVAETrainer
 
+    Images = tuple[ImageSource, dict[str, PixelDataset]]
+
 CURVE, RECONSTRUCTION = "loss.png", "reconstruction.png"
 EXAMPLE_IMAGES = 16
+REMEDY = "Give `--per_device_train_batch_size {smaller}`: the images of a step stay the same."
 
 
 def train_vqvae(arguments: "TrainVQVAEArguments") -> dict[str, Any]:
@@ -40,29 +34,19 @@ def train_vqvae(arguments: "TrainVQVAEArguments") -> dict[str, Any]:
         ValueError: bad options, bad data, or an output folder of another run.
         TrainingStopped: training had to end early; the last good checkpoint is kept.
     """
-    state = process_state()
     _check(arguments)
-    identity = run_identity(arguments)
-    folder = Path(arguments.output_dir)
-    if (results := finished_results(folder, identity)) is not None:
-        state.wait_for_everyone()
-        return announce(results, state.is_main_process)
-    started = time.perf_counter()
-    holding = run_folder(folder, identity) if state.is_main_process else contextlib.nullcontext()
-    with holding:
-        source, splits = _load(arguments, state)
-        trainer = _build_trainer(arguments, splits)
-        now = trainer.args.per_device_train_batch_size
-        remedy = f"Give `--per_device_train_batch_size {max(1, now // 2)}`: the images of a step stay the same."
-        resumed_from = train_to_the_end(trainer, remedy)
-        trainer.save_model(folder / MODEL)
-        metrics = _metrics(trainer, arguments, splits)
-        session = trained_model(trainer) | {"resumed_from": resumed_from}
-        if state.is_main_process:
-            session["wall_seconds"] = time.perf_counter() - started
-            results = _write(arguments, trainer, source, splits, metrics, session)
-    state.wait_for_everyone()
-    return announce(results, state.is_main_process)
+
+    def build() -> "tuple[VQVAETrainer, Images]":
+        images = _load(arguments)
+        return _build_trainer(arguments, images[1]), images
+
+    def measure(trainer: "VQVAETrainer", images: "Images") -> dict[str, Any]:
+        return _metrics(trainer, arguments, images[1])
+
+    def record(trainer: "VQVAETrainer", images: "Images", metrics: dict[str, Any]) -> dict[str, Any]:
+        return _record(trainer, arguments, *images)
+
+    return run_training(arguments, run_identity(arguments), build, measure, record, REMEDY)
 
 
 def vqvae_config(arguments: "TrainVQVAEArguments") -> "ImageGPTVQVAEConfig":
@@ -104,12 +88,12 @@ def _check(arguments: "TrainVQVAEArguments") -> None:
         check_augmentation(arguments.augmentation, _sides(arguments), arguments.augmentation_padding)
 
 
-def _load(arguments: "TrainVQVAEArguments", state: Any) -> "tuple[ImageSource, dict[str, PixelDataset]]":
+def _load(arguments: "TrainVQVAEArguments") -> "Images":
     from hf_igpt.data.options import crop_fields, grid_size, load_source
     from hf_igpt.data.pixels import PixelDataset
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
 
-    with state.main_process_first():
+    with process_state().main_process_first():
         # Classes are never read, and there may be several columns of them.
         source = load_source(dataclasses.replace(arguments, label_column="none"))
     processor = IGPTImageProcessor(size=grid_size(arguments), **crop_fields(arguments.crop_size))
@@ -160,13 +144,9 @@ def _metrics(
 ) -> dict[str, Any]:
     from hf_igpt.training.vqvae_trainer import warn_of_collapse
 
-    config, images = trainer.model.config, trainer.state.global_step * arguments.total_batch_size
+    config = trainer.model.config
     metrics: dict[str, Any] = {
-        "optimizer_steps": trainer.state.global_step,
-        "images_seen": images,
-        "parameters": trainer.model.num_parameters(),
-        "training_flops": images * _flops(arguments),
-        "train_loss": next((entry["loss"] for entry in reversed(trainer.state.log_history) if "loss" in entry), None),
+        "train_loss": last_train_loss(trainer),
         "receptive_field": config.receptive_field,
         "grid": list(config.grid_of(*_sides(arguments))),
     }
@@ -194,30 +174,14 @@ def _draw(trainer: "VQVAETrainer", arguments: "TrainVQVAEArguments", splits: "di
     save_png(quantization_grid(originals, images, tokens), Path(arguments.output_dir) / RECONSTRUCTION)
 
 
-def _write(
-    arguments: "TrainVQVAEArguments",
-    trainer: "VQVAETrainer",
-    source: "ImageSource",
-    splits: "dict[str, PixelDataset]",
-    metrics: dict[str, Any],
-    session: dict[str, Any],
+def _record(
+    trainer: "VQVAETrainer", arguments: "TrainVQVAEArguments", source: "ImageSource", splits: "dict[str, PixelDataset]"
 ) -> dict[str, Any]:
     from hf_igpt.plots import save_loss_curve
-    from hf_igpt.results import write_results
-    from hf_igpt.training.throughput import training_seconds
 
     _draw(trainer, arguments, splits)
     save_loss_curve(trainer.state.log_history, Path(arguments.output_dir) / CURVE, unit="loss")
-    return write_results(
-        arguments.output_dir,
-        metrics=metrics,
-        seeds={"seed": arguments.seed, "split_seed": arguments.split_seed},
-        arguments=asdict(arguments),
-        # `wall_seconds` are those of this session, `training_seconds` count sessions before an interruption too.
-        training_seconds=training_seconds(trainer.state.log_history, arguments.total_batch_size),
-        **session,
-        processes=trainer.args.world_size,
-        dataset=source.origin | {"num_images": {name: len(split) for name, split in splits.items()}},
-        codes_hash=trainer._bare_model().codes_hash,
-        log_history=trainer.state.log_history,
-    )
+    return {
+        "dataset": source.origin | {"num_images": {name: len(split) for name, split in splits.items()}},
+        "codes_hash": trainer._bare_model().codes_hash,
+    }
