@@ -1,17 +1,18 @@
 """Tables about what tokens are and what they cost, each from results JSONs."""
 
 import math
-from pathlib import Path
 from typing import Any
+
+from table_parts import RESULTS, ROOT
 
 from hf_igpt.data.token_store import token_hash_in
 from hf_igpt.results import read_results
 from hf_igpt.token_kinds_igpt import describe_tokens
 from hf_igpt.training.palette_sweep import sweep_table
+from hf_igpt.training.throughput import training_seconds
 
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "docs" / "results"
+VQVAES = ("digits-vqvae", "cifar10-cpu-vqvae")
 
 
 def bits_per_dim_table() -> str:
@@ -126,5 +127,30 @@ def progressive_table() -> str:
     note = (
         f"CIFAR-10, a model of {results['metrics']['parameters'] / 1e6:.2f}M parameters, the same palette. "
         "[progressive.sh](runs/progressive.sh), [JSON](docs/results/progressive.json)."
+    )
+    return "\n".join([*rows, "", note])
+
+
+def vqvae_table() -> str:
+    """What the VQ-VAEs that were trained make of test images."""
+    rows = [
+        "| run | pixels, codes | codebook | PSNR on test | SSIM | codes used | perplexity | training time |",
+        "|---" * 8 + "|",
+    ]
+    for name in VQVAES:
+        run = read_results(RESULTS / f"{name}.json")
+        arguments, test, grid = run["arguments"], run["metrics"]["test"], run["metrics"]["grid"]
+        sides = arguments["image_size"] * 2 if len(arguments["image_size"]) == 1 else arguments["image_size"]
+        ssim = "" if test["ssim"] is None else f"{test['ssim']:.3f}"
+        seconds = training_seconds(run["log_history"], arguments["total_batch_size"])
+        rows.append(
+            f"| [{name}](docs/results/{name}.json) | {sides[0]}x{sides[1]}, {grid[0]}x{grid[1]} "
+            f"| {arguments['codebook_size']} | **{test['psnr_db']:.1f} dB** | {ssim} | {test['codes_used']} "
+            f"| {test['perplexity']:.0f} | {seconds / 60:.1f} min |"
+        )
+    note = (
+        "PSNR over all pixels of the test split, SSIM (Wang et al., 2004) the mean over its images. Perplexity is the "
+        "number of codes that, used equally often, would have the same entropy. Times are of one CPU thread, beside "
+        "other work and without validation."
     )
     return "\n".join([*rows, "", note])
