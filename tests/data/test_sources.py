@@ -129,6 +129,24 @@ def test_a_stream_has_the_same_split_for_any_reader(tmp_path):
     assert len(list(limited.splits["train"])) == 3
 
 
+def test_a_stream_is_cut_twice(tmp_path):
+    write_parquet(tmp_path, **{f"part{number}": (30, number) for number in range(4)})
+    name = f"{tmp_path}/data/*.parquet"
+    fractions = {"validation_fraction": 0.1, "test_fraction": 0.05}
+    source = load_images(name, streaming=True, seed=2, **fractions)
+    parts = {role: contents(split) for role, split in source.splits.items()}
+    assert all(parts.values()) and len(parts["train"]) > 90
+    assert sorted(sum(parts.values(), [])) == sorted(
+        png(image) for seed in range(4) for image in make_pixels(30, seed)
+    )
+    shards = [source.splits["test"].shard(4, index) for index in range(4)]
+    assert [image for shard in shards for image in contents(shard)] == parts["test"]
+    row = next(iter(source.splits["train"]))
+    assert row["img"].size == (5, 6) and row.keys() == source.splits["train"].features.keys() == {"img", "label"}
+    alone = load_images(name, streaming=True, seed=2, test_fraction=0.05, fold_validation=True)
+    assert contents(alone.splits["test"]) == parts["test"]
+
+
 def test_max_images_is_a_seeded_choice(tmp_path):
     folder = write_parquet(tmp_path, train=(60, 0), test=(20, 1))
     source = load_images(folder, max_images=4, seed=1)

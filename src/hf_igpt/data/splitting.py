@@ -59,14 +59,16 @@ def _stream_part(
     stream: "IterableDataset", role: str, fraction: float, seed: int, image_column: str, wanted: bool
 ) -> "IterableDataset":
     settings = {"role": role, "fraction": fraction, "seed": seed, "image_column": image_column, "wanted": wanted}
-    # In the arrow format rows are read without decoding their images.
-    return stream.with_format("arrow").filter(_in_part, batched=True, fn_kwargs=settings).with_format(None)
+    # In the arrow format rows are read without decoding their images. Not by `filter`: the features of what it gives
+    # name its mask as a column, on which a second one stumbles.
+    rows = stream.with_format("arrow")
+    return rows.map(_part, batched=True, fn_kwargs=settings, features=stream.features).with_format(None)
 
 
-def _in_part(table: Any, role: str, fraction: float, seed: int, image_column: str, wanted: bool) -> list[bool]:
+def _part(table: Any, role: str, fraction: float, seed: int, image_column: str, wanted: bool) -> Any:
     keys = [row_key(value) for value in table[image_column].to_pylist()]
     words = random_words(role, seed, 0, np.array(keys), 1)[:, 0]
-    return ((words < np.uint64(fraction * 2**64)) == wanted).tolist()
+    return table.filter((words < np.uint64(fraction * 2**64)) == wanted)
 
 
 def fold(train: Any, validation: Any | None) -> Any:
