@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hf_igpt.image_quality import psnr_of_images
 from hf_igpt.storage import atomic_path
 
 
@@ -107,7 +108,9 @@ def quantization_grid(
     grid = image_grid(blocks, columns=columns)
     titled = Image.new("RGB", (max(grid.width, 420), grid.height + 22), BACKGROUND)
     titled.paste(grid, (0, 22))
-    title = f"above: original, below: {description}, PSNR of these images {_psnr_text(originals, quantized)}"
+    quality = psnr_of_images(quantized, originals)
+    found = "exact" if math.isinf(quality) else f"{quality:.1f} dB"
+    title = f"above: original, below: {description}, PSNR of these images {found}"
     ImageDraw.Draw(titled).text((GAP, 3), title, fill=TEXT, font=ImageFont.load_default(size=14))
     return titled
 
@@ -150,11 +153,3 @@ def save_loss_curve(
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", dpi=120)
     return Path(path)
-
-
-def _psnr_text(originals: Sequence[Image.Image], quantized: Sequence[Image.Image]) -> str:
-    differences = [
-        np.asarray(a, dtype=float) - np.asarray(b, dtype=float) for a, b in zip(originals, quantized, strict=True)
-    ]
-    error = float(np.mean(np.square(differences)))
-    return "exact" if error == 0 else f"{10 * math.log10(255**2 / error):.1f} dB"

@@ -11,8 +11,8 @@ from PIL import Image
 
 from hf_igpt import IGPTImageProcessor, ImageGPTVQVAEConfig, ImageGPTVQVAEModel
 from hf_igpt.data.pixels import PixelDataset
-from hf_igpt.evaluation.image_quality import psnr, structural_similarity
 from hf_igpt.evaluation.reconstruction import reconstruction_metrics
+from hf_igpt.image_quality import psnr, structural_similarity
 from hf_igpt.training.vqvae_trainer import warn_of_collapse
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hf_igpt.data.color_kmeans import fit_colors
+from hf_igpt.image_quality import psnr
 
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def fit_histogram(counts: np.ndarray, num_colors: int, seed: int = 0) -> FittedP
         )
     return FittedPalette(
         palette=palette,
-        psnr=_psnr(codes, weights, palette),
+        psnr=psnr(_mean_squared_error(codes, weights, palette)),
         num_pixels=int(weights.sum()),
         num_distinct=len(codes),
         requested_colors=int(num_colors),
@@ -138,7 +139,8 @@ def fit_histogram(counts: np.ndarray, num_colors: int, seed: int = 0) -> FittedP
     )
 
 
-def _psnr(codes: np.ndarray, weights: np.ndarray, palette: np.ndarray) -> float:
+def _mean_squared_error(codes: np.ndarray, weights: np.ndarray, palette: np.ndarray) -> float:
+    """Over all pixels and channels, in levels, of what the palette gives back."""
     from hf_igpt.palette_igpt import PaletteLookup, split_codes
 
     lookup = PaletteLookup(palette)
@@ -149,9 +151,7 @@ def _psnr(codes: np.ndarray, weights: np.ndarray, palette: np.ndarray) -> float:
         pixels = np.stack(split_codes(codes[block]), axis=-1)
         decoded = colors[lookup.quantize(pixels.astype(np.uint8))]
         squared_error += int((((pixels - decoded) ** 2).sum(axis=1) * weights[block]).sum())
-    if squared_error == 0:
-        return math.inf
-    return 10 * math.log10(255**2 * 3 * int(weights.sum()) / squared_error)
+    return squared_error / (3 * int(weights.sum()))
 
 
 def _pixels_of_images(

@@ -1,12 +1,12 @@
 """What a palette does to an image."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
 from hf_igpt.demo.checkpoints import Checkpoint
+from hf_igpt.image_quality import psnr_of_images
 
 
 SIZES = (2, 8, 32, 512)
@@ -50,7 +50,7 @@ def as_checkpoint_sees(checkpoint: Checkpoint, image: Image.Image) -> tuple[Imag
     small = Image.fromarray(pixels[0])
     seen = checkpoint.processor.decode(checkpoint.processor.quantize(pixels))[0]
     num_values = checkpoint.processor.num_values
-    return small, Quantized(seen, num_values, _psnr(small, seen), num_values)
+    return small, Quantized(seen, num_values, psnr_of_images([seen], [small]), num_values)
 
 
 def _quantized(image: Image.Image, palette: np.ndarray, asked: int) -> Quantized:
@@ -59,13 +59,8 @@ def _quantized(image: Image.Image, palette: np.ndarray, asked: int) -> Quantized
     nearest = [_nearest(part, palette) for part in np.array_split(pixels, max(1, len(pixels) // 2048))]
     colors = np.rint(palette).astype(np.uint8)[np.concatenate(nearest)]
     result = Image.fromarray(colors.reshape(image.height, image.width, 3))
-    return Quantized(result, len(palette), _psnr(image, result), asked)
+    return Quantized(result, len(palette), psnr_of_images([result], [image]), asked)
 
 
 def _nearest(pixels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return np.square(pixels[:, None].astype(np.float64) - palette).sum(axis=-1).argmin(axis=1)
-
-
-def _psnr(first: Image.Image, second: Image.Image) -> float:
-    error = float(np.mean(np.square(np.asarray(first, dtype=float) - np.asarray(second, dtype=float))))
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hf_igpt.evaluation.image_quality import WINDOW, psnr, structural_similarity
+from hf_igpt.image_quality import WINDOW, psnr, structural_similarity
 
 
 if TYPE_CHECKING:

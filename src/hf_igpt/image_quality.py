@@ -1,9 +1,15 @@
 """How near images are to those that they stand for: peak signal-to-noise ratio and structural similarity."""
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
-import torch.nn.functional as F
+import numpy as np
+
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
 
 
 WINDOW, SIGMA = 11, 1.5
@@ -16,7 +22,16 @@ def psnr(mean_squared_error: float) -> float:
     return math.inf if mean_squared_error == 0 else 10 * math.log10(255**2 / mean_squared_error)
 
 
-def structural_similarity(images: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+def psnr_of_images(images: "Sequence[Image.Image]", originals: "Sequence[Image.Image]") -> float:
+    """`psnr` over all pixels and channels of images that have one size."""
+    errors = [
+        np.mean(np.square(np.asarray(image, dtype=np.float64) - np.asarray(original, dtype=np.float64)))
+        for image, original in zip(images, originals, strict=True)
+    ]
+    return psnr(float(np.mean(errors)))
+
+
+def structural_similarity(images: "torch.Tensor", originals: "torch.Tensor") -> "torch.Tensor":
     """
     SSIM of each pair of images (Wang et al., "Image quality assessment: from error visibility to structural
     similarity", 2004): means, variances and covariance under a Gaussian window of 11x11 pixels and standard deviation
@@ -47,8 +62,11 @@ def structural_similarity(images: torch.Tensor, originals: torch.Tensor) -> torc
     return similarity.flatten(1).mean(dim=1).view(len(images), -1).mean(dim=1)
 
 
-def _blurred(planes: torch.Tensor) -> torch.Tensor:
+def _blurred(planes: "torch.Tensor") -> "torch.Tensor":
     """Weighted means under the window, at the positions where it lies within the plane."""
+    import torch
+    import torch.nn.functional as F
+
     offsets = torch.arange(WINDOW, dtype=planes.dtype, device=planes.device) - WINDOW // 2
     weights = torch.exp(-(offsets**2) / (2 * SIGMA**2))
     weights /= weights.sum()
