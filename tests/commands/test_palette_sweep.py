@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,7 @@ def write_sweep(folder: Path, **changes) -> None:
 
 
 def modified(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("colors-*/**/*") if path.is_file()}
+    return {str(path): path.stat().st_mtime_ns for path in (folder / "out").rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +79,36 @@ def test_training_flops_are_equal(finished):
 def test_finished_palettes_are_left_alone(run, finished):
     folder, results = finished
     before = modified(folder)
-    again = run("palette_sweep", "sweep.yaml", cwd=folder)
+    # The digits are scikit-learn's: without it there are no images to read.
+    changes = ("--palette_sizes", 3, 17, "--logging_steps", 7)
+    again = run("palette_sweep", "sweep.yaml", *changes, cwd=folder, fault="missing sklearn")
     assert again.status == 0, again.stderr
-    assert again.results["metrics"] == results["metrics"] and modified(folder) == before
+    assert again.results == results and modified(folder) == before
+    (folder / "out/table.md").unlink()
+    again = run("palette_sweep", "sweep.yaml", cwd=folder, fault="missing sklearn")
+    assert again.status == 0, again.stderr
     assert "Tokenizing" not in again.stderr and "Scoring" not in again.stderr and "Probing" not in again.stderr
+    assert again.results["metrics"] == results["metrics"] and again.results["source"] == results["source"]
+    after = modified(folder)
+    whole = {str(folder / "out" / name) for name in ("results.json", "table.md", "palette-sweep.png")}
+    assert {name for name in after if after[name] != before[name]} == whole
     more = run("palette_sweep", "sweep.yaml", "--palette_sizes", 3, 5, 17, cwd=folder)
     assert more.status == 0, more.stderr
     rows = more.results["metrics"]["palettes"]
     assert [row["num_colors"] for row in rows] == [3, 5, 17] and [rows[0], rows[2]] == results["metrics"]["palettes"]
-    assert before.items() <= modified(folder).items()
+    assert {name for name, when in modified(folder).items() if before.get(name, when) != when} == whole
+
+
+def test_a_finished_sweep_that_lost_a_model_trains_it_again(run, finished, tmp_path):
+    folder, results = finished
+    shutil.copytree(folder / "out", tmp_path / "out")
+    write_sweep(tmp_path)
+    shutil.rmtree(tmp_path / "out/colors-3/model")
+    ended = run("palette_sweep", "sweep.yaml", cwd=tmp_path)
+    assert ended.status == 0, ended.stderr
+    few, expected = ended.results["metrics"]["palettes"][0], results["metrics"]["palettes"][0]
+    assert few["nats_per_token"] == pytest.approx(expected["nats_per_token"], rel=1e-6)
+    assert (tmp_path / "out/colors-3/model/model.safetensors").is_file()
 
 
 def test_a_killed_sweep_goes_on(run, finished, tmp_path):

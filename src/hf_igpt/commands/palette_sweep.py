@@ -9,18 +9,18 @@ palette has a folder, a whole run of pretrain with its evaluations and probe.
 """
 
 import dataclasses
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hf_igpt.arguments import option, parse_arguments
 from hf_igpt.commands.running import run_command, use_cpu_threads
 from hf_igpt.training.arguments import PretrainArguments
 
 
-if TYPE_CHECKING:
-    from hf_igpt.data.sources import ImageSource
+logger = logging.getLogger(__name__)
 
 PLOT, TABLE = "palette-sweep.png", "table.md"
 # Options of pretrain that mean nothing here.
@@ -69,25 +69,30 @@ def main(argv: list[str] | None = None) -> None:
 
 def _main(argv: list[str] | None) -> None:
     arguments = parse(argv)
-    from hf_igpt.data.options import load_source
-    from hf_igpt.processes import process_state
+    from hf_igpt.processes import on_first_process, process_state
     from hf_igpt.results import print_results, write_results
     from hf_igpt.storage import check_writable, write_bytes
     from hf_igpt.training.palette_sweep import equal_steps, save_sweep_plot, sweep_table
+    from hf_igpt.training.runs import MODEL
 
     started, state = time.perf_counter(), process_state()
     use_cpu_threads(arguments.cpu_threads)
     folder = Path(arguments.output_dir)
+    if (finished := on_first_process(lambda: _finished_results(arguments))) is not None:
+        if state.is_main_process:
+            logger.info("%s is finished: nothing to do.", folder)
+            print_results(finished)
+        return
     if state.is_main_process:
         check_writable(folder)
     sizes = sorted(arguments.palette_sizes)
     steps = equal_steps(arguments, sizes)
-    with state.main_process_first():
-        source = load_source(arguments)
-    _check_images(arguments, source)
-    rows = [_measure(arguments, count, steps[count]) for count in sizes]
+    if on_first_process(lambda: _without(arguments, MODEL)):
+        _check_images(arguments)
+    measured = [_measure(arguments, count, steps[count]) for count in sizes]
     if not state.is_main_process:
         return
+    rows = [row for row, _ in measured]
     save_sweep_plot(rows, folder / PLOT)
     write_bytes(folder / TABLE, f"{sweep_table(rows)}\n".encode())
     results = write_results(
@@ -97,19 +102,56 @@ def _main(argv: list[str] | None) -> None:
         arguments=dataclasses.asdict(arguments),
         wall_seconds=time.perf_counter() - started,
         processes=state.num_processes,
-        source=source.origin,
+        source=measured[0][1],
     )
     print_results(results)
 
 
-def _check_images(arguments: PaletteSweepArguments, source: "ImageSource") -> None:
+def _folder_of(arguments: PaletteSweepArguments, count: int) -> Path:
+    return Path(arguments.output_dir) / f"colors-{count}"
+
+
+def _without(arguments: PaletteSweepArguments, stage: str) -> list[int]:
+    """The sizes of palettes in whose folder a stage isn't there, or damaged."""
+    from hf_igpt.storage import is_complete
+
+    return [count for count in arguments.palette_sizes if not is_complete(_folder_of(arguments, count) / stage)]
+
+
+def _finished_results(arguments: PaletteSweepArguments) -> dict[str, Any] | None:
+    """The results of the same sweep, None where some of it isn't there or other options decided its numbers."""
+    from hf_igpt.results import RESULTS, read_results
+    from hf_igpt.training.runs import MODEL
+
+    folder = Path(arguments.output_dir)
+    if not all((folder / name).is_file() for name in (RESULTS, PLOT, TABLE)):
+        return None
+    results = read_results(folder)
+    if _decisive(results["arguments"]) != _decisive(dataclasses.asdict(arguments)):
+        return None
+    return None if _without(arguments, MODEL) else results
+
+
+def _decisive(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of a sweep's arguments that decide its numbers; the order of the palettes doesn't."""
+    from hf_igpt.training.run_folder import CHANGEABLE
+
+    kept = {name: value for name, value in arguments.items() if name not in CHANGEABLE}
+    return kept | {"palette_sizes": sorted(kept.get("palette_sizes", []))}
+
+
+def _check_images(arguments: PaletteSweepArguments) -> None:
     """Everything that the data can lack, before anything is trained."""
     from hf_igpt.commands.probe import SPLITS
-    from hf_igpt.data.options import crop_fields, grid_size
+    from hf_igpt.data.options import crop_fields, grid_size, load_source
     from hf_igpt.data.preparation import count_in_parts
+    from hf_igpt.data.token_repository import PALETTE
     from hf_igpt.image_processing_igpt import IGPTImageProcessor
+    from hf_igpt.processes import on_first_process, process_state
     from hf_igpt.training.palette_sweep import check_distinct
 
+    with process_state().main_process_first():
+        source = load_source(arguments)
     if lacking := [split for split in (*SPLITS, arguments.score_split) if split not in source.splits]:
         raise ValueError(
             f"{source.name} has no split {lacking[0]!r}, which the sweep needs. Give a `validation_fraction` or a "
@@ -117,12 +159,17 @@ def _check_images(arguments: PaletteSweepArguments, source: "ImageSource") -> No
         )
     if source.label_column is None:
         raise ValueError(f"{source.name} has no classes to probe for: name them with `label_column`.")
-    processor = IGPTImageProcessor(size=grid_size(arguments), **crop_fields(arguments.crop_size))
-    check_distinct(count_in_parts(source, processor, arguments.skip_damaged), arguments.palette_sizes)
+    # Colours were counted before a palette was fitted.
+    if unknown := on_first_process(lambda: _without(arguments, PALETTE)):
+        processor = IGPTImageProcessor(size=grid_size(arguments), **crop_fields(arguments.crop_size))
+        check_distinct(count_in_parts(source, processor, arguments.skip_damaged), unknown)
 
 
-def _measure(arguments: PaletteSweepArguments, count: int, steps: int) -> dict[str, Any]:
-    """A palette's row, by the commands themselves in a folder of its own; nothing on the processes but the first."""
+def _measure(arguments: PaletteSweepArguments, count: int, steps: int) -> tuple[dict[str, Any], Any]:
+    """
+    A palette's row and where its images are from, by the commands themselves in a folder of its own; nothing on the
+    processes but the first.
+    """
     from hf_igpt.commands.evaluate import EvaluateArguments, evaluate
     from hf_igpt.commands.probe import ProbeArguments, probe
     from hf_igpt.data.token_repository import PALETTE
@@ -133,7 +180,7 @@ def _measure(arguments: PaletteSweepArguments, count: int, steps: int) -> dict[s
     from hf_igpt.training.pretraining import pretrain
     from hf_igpt.training.runs import MODEL
 
-    folder = Path(arguments.output_dir) / f"colors-{count}"
+    folder = _folder_of(arguments, count)
     options = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(PretrainArguments)}
     run = pretrain(PretrainArguments(**options | {"num_colors": count, "max_steps": steps, "output_dir": str(folder)}))
     common = {"cpu_threads": arguments.cpu_threads}
@@ -145,8 +192,8 @@ def _measure(arguments: PaletteSweepArguments, count: int, steps: int) -> dict[s
     }
     found = probe(model, ProbeArguments(model=[model], **common))
     if not process_state().is_main_process:
-        return {}
-    return sweep_row(run, read_results(folder / PALETTE), scores, found)
+        return {}, None
+    return sweep_row(run, read_results(folder / PALETTE), scores, found), run["dataset"]
 
 
 if __name__ == "__main__":
