@@ -12,11 +12,13 @@ from hf_igpt.arguments import SHIPPED_RECIPES, load_recipe, parse_arguments, shi
 from hf_igpt.commands import finetune, palette_sweep, plan, probe, train_vqvae
 from hf_igpt.commands.main import configuration
 from hf_igpt.data.options import token_layout
+from hf_igpt.results import read_results
 from hf_igpt.training.arguments import PretrainArguments
 from hf_igpt.training.cost import parameters, training_flops, vqvae_training_flops
 from hf_igpt.training.objectives import model_class
 from hf_igpt.training.planning import optimizer_steps, planned_tokens
 from hf_igpt.training.pretraining import model_config
+from hf_igpt.training.throughput import training_seconds
 from hf_igpt.training.vqvae_training import vqvae_config
 
 
@@ -155,6 +157,23 @@ def test_the_model_and_its_cost(name):
         assert images * training_flops(config) == pytest.approx(float(of_run[1]), rel=0.03)
     if stated := re.search(r"for the ([\d.]+)M images", cost):
         assert images / 1e6 == pytest.approx(float(stated[1]), rel=0.01)
+
+
+def made(name: str) -> Path:
+    return ROOT / "docs" / "results" / f"{name}.json"
+
+
+@pytest.mark.parametrize("name", [name for name in (*NAMES, *FINETUNING, *TOKENIZERS) if made(name).is_file()])
+def test_the_time_is_that_of_the_run_that_was_made(name):
+    run, cost = read_results(made(name)), tables.recipe_header(name)["Cost"]
+    seconds = training_seconds(run["log_history"], run["arguments"]["total_batch_size"])
+    found = re.search(r"(under )?(a|\d+) minutes?", cost)
+    minutes = 1 if found[2] == "a" else int(found[2])
+    assert seconds / 60 < minutes if found[1] else round(seconds / 60) == minutes
+    if stated := re.search(r"(\d+) images/s", cost):
+        assert round(run["metrics"]["images_seen"] / seconds) == int(stated[1])
+    if stated := re.search(r"(\d+) with validation", cost):
+        assert round(run["wall_seconds"] / 60) == int(stated[1])
 
 
 def test_a_pixel_at_64_by_64_costs_at_most_half_more_than_one_at_32_by_32():
