@@ -145,9 +145,10 @@ def test_accelerate_launch_and_the_console_script(tmp_path, monkeypatch, capfd):
 # Kills
 
 
-def test_a_run_with_workers_killed_in_its_second_epoch_continues_to_the_same_weights(run, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_with_workers_killed_in_its_second_epoch_continues_to_the_same_weights(run, tmp_path, optimizer):
     """Dropout draws from the generator that the data loader's workers are seeded from."""
-    write_recipe(tmp_path, dataloader_num_workers=2, max_steps=9, save_steps=6)
+    write_recipe(tmp_path, dataloader_num_workers=2, max_steps=9, save_steps=6, optimizer=optimizer)
     whole = run("pretrain", "tiny.yaml", "--output_dir", "whole", cwd=tmp_path)
     assert run("pretrain", "tiny.yaml", cwd=tmp_path, fault="kill before step 8").status == -9
     ended = run("pretrain", "tiny.yaml", cwd=tmp_path)
@@ -439,6 +440,7 @@ MISTAKES = {
         (["tiny.yaml", "--attn_implementation", "flash_attention_2"], "trains on a GPU only, and there is none"),
         (["tiny.yaml", "--attn_implementation", "flex_attention"], "trains on a GPU only, and there is none"),
         (["tiny.yaml", "--augmentation", "random_resized_crop"], "needs `crop_size`"),
+        (["tiny.yaml", "--matrix_learning_rate", "0.1"], "`matrix_learning_rate` has no effect where `optimizer` is"),
         (["tiny.yaml", "--mask_rate", "0.2"], "`mask_rate` has no effect where `objective` is 'next_pixel'"),
         (
             ["tiny.yaml", "--objective", "masked", "--mask_rate", "often"],
@@ -528,10 +530,15 @@ def test_a_missing_package_is_named_before_work_is_done(run, finished, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("objective", "score"), [({}, "nats_per_token"), ({"objective": "masked"}, "masked_nats_per_token")]
+    ("options", "score"),
+    [
+        ({}, "nats_per_token"),
+        ({"objective": "masked"}, "masked_nats_per_token"),
+        ({"optimizer": "muon"}, "nats_per_token"),
+    ],
 )
-def test_two_processes_compute_what_one_does(run, tmp_path, objective, score):
-    write_recipe(tmp_path, dropout=0, max_steps=4, weight_decay=0.01, **objective)
+def test_two_processes_compute_what_one_does(run, tmp_path, options, score):
+    write_recipe(tmp_path, dropout=0, max_steps=4, weight_decay=0.01, **options)
 
     def both(*arguments):
         return run.on_two_processes(*arguments, cwd=tmp_path).results

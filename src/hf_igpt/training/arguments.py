@@ -11,6 +11,9 @@ from hf_igpt.data.options import ImageOptions, TokenOptions
 from hf_igpt.token_kinds_igpt import VQVAE
 
 
+ADAMW, MUON = "adamw", "muon"
+
+
 @dataclass(kw_only=True)
 class StepOptions:
     """How to train, whatever is trained: batches, optimizer, devices, the log."""
@@ -138,6 +141,15 @@ class PretrainArguments(TrainerOptions, ImageOptions, TokenOptions):
     num_train_epochs: float = option(10.0, "passes over the training images", above=0, only_if=("max_steps", not_))
     learning_rate: float = option(3e-3, "peak learning rate of Adam", above=0, high=1)
     warmup_epochs: float = option(1.0, "linear warm-up in epochs, then a cosine to zero", low=0)
+    optimizer: str = option(
+        "adamw",
+        "adamw is the paper's Adam; muon trains the blocks' matrices by Muon and the rest by Adam, not under FSDP or "
+        "DeepSpeed",
+        choices=(ADAMW, MUON),
+    )
+    matrix_learning_rate: float = option(
+        0.02, "peak learning rate of Muon", above=0, high=1, only_if=("optimizer", MUON.__eq__)
+    )
 
     eval_steps: int = option(500, "optimizer steps between validations", low=1, only_if=("fold_validation", not_))
     save_steps: int = option(500, "optimizer steps between checkpoints", low=1)

@@ -22,10 +22,15 @@ def block_parameters(config: ImageGPTConfig) -> int:
     return 4 * width * width + 2 * width * inner + 2 * width + biases
 
 
+def block_matrices(config: ImageGPTConfig) -> int:
+    """Parameters of the projections of all blocks, without biases."""
+    projections = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
+    return config.num_hidden_layers * projections
+
+
 def product_parameters(config: ImageGPTConfig) -> int:
     """Parameters that are multiplied with: projections and head, without embeddings, norms and biases."""
-    projections = 4 * config.hidden_size**2 + 2 * config.hidden_size * config.intermediate_size
-    return config.num_hidden_layers * projections + config.num_values * config.hidden_size
+    return block_matrices(config) + config.num_values * config.hidden_size
 
 
 def attention_window(config: ImageGPTConfig, layer: int) -> int | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hf_igpt.configuration_igpt import SLIDING, ImageGPTConfig
 from hf_igpt.functional_igpt import SMALL_ELEMENTS
 from hf_igpt.losses_igpt import BLOCK_LOGITS, CPU_BLOCK_LOGITS, MAX_HEAD_BLOCKS
-from hf_igpt.training.cost import attention_window, block_parameters, parameters, product_parameters
+from hf_igpt.training.cost import attention_window, block_matrices, block_parameters, parameters, product_parameters
 
 
 FULL_PRECISION, HALF_PRECISION = 4, 2  # bytes of a number
@@ -28,6 +28,7 @@ class TrainingSetting:
         devices: devices that train together.
         sharding: "none", every device has the whole training state (DDP); "full", each has its part (FSDP).
         dropout: whether dropout is on.
+        optimizer: "adamw", or "muon", which keeps one mean of the blocks' matrices instead of two.
     """
 
     images: int
@@ -39,6 +40,7 @@ class TrainingSetting:
     devices: int = 1
     sharding: str = "none"
     dropout: bool = False
+    optimizer: str = "adamw"
 
     @property
     def product_bytes(self) -> int:
@@ -53,7 +55,7 @@ class TrainingMemory:
 
     Attributes:
         weights: float32, under autocast the master copies.
-        optimizer: Adam's two means, float32.
+        optimizer: Adam's two means, of Muon's matrices one, float32.
         gradients: float32.
         copies: half-precision copies of the weights, which autocast keeps until the backward pass has used them.
         exchange: buffers of the exchange between devices: DDP's buckets, or FSDP's blocks in one piece.
@@ -91,10 +93,12 @@ class TrainingMemory:
 
 
 def training_memory(config: ImageGPTConfig, setting: TrainingSetting) -> TrainingMemory:
-    """Memory of a training step with AdamW, without what the allocator and the libraries hold for themselves."""
+    """Memory of a training step, without what the allocator and the libraries hold for themselves."""
     count = parameters(config)
     share = setting.devices if setting.sharding == "full" else 1
     own = -(-count // share)
+    # Muon doesn't run where the training state is shared out.
+    single_means = block_matrices(config) if setting.optimizer == "muon" else 0
     per_layer = [activation_bytes(config, setting, layer) for layer in range(config.num_hidden_layers)]
     residual = setting.images * config.n_positions * config.hidden_size * FULL_PRECISION
     if setting.gradient_checkpointing:
@@ -103,7 +107,7 @@ def training_memory(config: ImageGPTConfig, setting: TrainingSetting) -> Trainin
         activations, working = sum(per_layer), 0
     return TrainingMemory(
         weights=own * FULL_PRECISION,
-        optimizer=2 * own * FULL_PRECISION,
+        optimizer=(2 * own - single_means) * FULL_PRECISION,
         gradients=own * FULL_PRECISION,
         copies=product_parameters(config) * HALF_PRECISION if setting.is_half and share == 1 else 0,
         exchange=_exchange_bytes(config, setting, count),

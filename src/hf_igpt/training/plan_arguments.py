@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hf_igpt.arguments import option
-from hf_igpt.training.arguments import PretrainArguments
+from hf_igpt.training.arguments import MUON, PretrainArguments
 from hf_igpt.training.devices import DEVICES
 
 
@@ -40,7 +40,15 @@ class PlanArguments(PretrainArguments):
     )
 
     def check(self) -> None:
-        """Raises ValueError as for pretraining, and for a measured rate that several kinds of device would share."""
+        """
+        Raises:
+            ValueError: as for pretraining; for Muon with a part of the state on each device; for a measured rate that
+                several kinds of device would share.
+        """
         super().check()
+        if self.optimizer == MUON and self.sharding == "full":
+            raise ValueError(
+                "`optimizer: muon` needs every matrix whole: give `sharding: none`, got full, or `optimizer: adamw`."
+            )
         if self.measured_flops is not None and len(self.device) > 1:
             raise ValueError(f"`measured_flops` is of one device: give one `device`, got {', '.join(self.device)}.")

@@ -11,6 +11,7 @@ from hf_igpt.data.options import TokenLayout, code_layout, grid_size, token_layo
 from hf_igpt.data.sizes import KNOWN_SPLITS, known_training_images
 from hf_igpt.data.token_repository import processor_beside
 from hf_igpt.token_kinds_igpt import VQVAE
+from hf_igpt.training.arguments import MUON
 from hf_igpt.training.cost import executed_flops, forward_flops, parameters, training_flops
 from hf_igpt.training.devices import REACHED, planned_device, resolved_precision
 from hf_igpt.training.memory import TrainingSetting, cache_bytes, training_memory
@@ -118,6 +119,7 @@ def _on_device(arguments: PlanArguments, config: ImageGPTConfig, images: int, na
         devices=count,
         sharding=arguments.sharding,
         dropout=arguments.dropout > 0,
+        optimizer=arguments.optimizer,
     )
     usable = int(device.memory_bytes * device.usable_memory)
     fitting = _first_that_fits(config, asked, per_device * accumulation, usable)
@@ -163,7 +165,8 @@ def _first_that_fits(
 
 def _settings(asked: TrainingSetting, images_a_step: int) -> Iterator[TrainingSetting]:
     """Fewer images at once cost nothing to speak of, sharding an exchange, checkpointing a third more products."""
-    shardings = ("none", "full") if asked.sharding == "none" and asked.devices > 1 else (asked.sharding,)
+    can_shard = asked.sharding == "none" and asked.devices > 1 and asked.optimizer != MUON
+    shardings = ("none", "full") if can_shard else (asked.sharding,)
     checkpointing = (False, True) if not asked.gradient_checkpointing else (True,)
     batches = [images for images in range(asked.images, 0, -1) if images_a_step % images == 0]
     for again in checkpointing:

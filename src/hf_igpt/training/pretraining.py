@@ -8,6 +8,7 @@ from hf_igpt.data.token_repository import TOKENS, processor_folder
 from hf_igpt.processes import process_state
 from hf_igpt.storage import MANIFEST, sha256
 from hf_igpt.token_kinds_igpt import PALETTE
+from hf_igpt.training.arguments import MUON
 from hf_igpt.training.jobs import check_backend, crop_dataset, throughput_of, token_dataset
 from hf_igpt.training.run_folder import run_identity
 from hf_igpt.training.runs import last_train_loss, run_training
@@ -73,9 +74,11 @@ def _check(arguments: "PretrainArguments") -> None:
 
     from hf_igpt.data.augmentation import check_augmentation
     from hf_igpt.data.options import grid_size, token_layout
-    from hf_igpt.training.sharding import check_launcher
+    from hf_igpt.training.sharding import check_launcher, refuse_shards
 
     check_launcher(arguments.dropout, arguments.gradient_checkpointing)
+    if arguments.optimizer == MUON:
+        refuse_shards("optimizer: muon")
     layout = token_layout(arguments)
     if layout is not None:
         model_config(arguments, layout)
@@ -299,6 +302,7 @@ def _build_trainer(
         data_collator=collator(arguments, config),
         processing_class=processor,
         throughput=throughput,
+        optimizer_cls_and_kwargs=_optimizer(arguments, model),
     )
     if arguments.sample_steps:
         trainer.add_callback(
@@ -312,6 +316,18 @@ def _build_trainer(
             )
         )
     return trainer
+
+
+def _optimizer(arguments: "PretrainArguments", model: Any) -> tuple[Any, dict[str, Any]] | None:
+    """Class and arguments of an optimizer that Trainer doesn't make by itself."""
+    from hf_igpt.training.muon import MuonAdamW, muon_groups
+
+    if arguments.optimizer != MUON:
+        return None
+    betas = (arguments.adam_beta1, arguments.adam_beta2)
+    groups = muon_groups(model, arguments.matrix_learning_rate, arguments.weight_decay)
+    # Trainer takes `params` in place of its own groups.
+    return MuonAdamW, {"params": groups, "lr": arguments.learning_rate, "betas": betas}
 
 
 def _train_dataset(arguments: "PretrainArguments", source: Any, processor: Any, tokens: "DatasetDict") -> Any:

@@ -13,6 +13,7 @@ from hf_igpt.arguments import fields_without_effect
 from hf_igpt.stages import describe_differences
 from hf_igpt.storage import CLAIM, check_claim, check_writable, claim_folder, folder_lock, read_json, write_json
 from hf_igpt.token_kinds_igpt import PALETTE
+from hf_igpt.training.arguments import ADAMW
 
 
 # Fields that may change between a run and its continuation, since they change no number that training computes.
@@ -44,7 +45,12 @@ ARGUMENTS = "arguments.json"
 # In place of the value of an argument that another one leaves without effect.
 NO_EFFECT = "no effect"
 # What earlier versions didn't record, with what it was for them; where that is not known, nothing is compared.
-ADDED = {"token_kind": PALETTE, "token_hash": NO_EFFECT}
+ADDED = {
+    "token_kind": PALETTE,
+    "token_hash": NO_EFFECT,
+    "optimizer": ADAMW,
+    "matrix_learning_rate": NO_EFFECT,
+}
 
 
 def run_identity(arguments: Any) -> dict[str, Any]:

@@ -47,6 +47,16 @@ def refuse_to_ignore_fsdp() -> None:
         )
 
 
+def refuse_shards(option: str) -> None:
+    """Raises ValueError for an option that needs whole matrices, where the launcher was told to shard them."""
+    is_deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    if _launched_with_fsdp() or is_deepspeed:
+        raise ValueError(
+            f"`{option}` needs every matrix whole, and {'DeepSpeed' if is_deepspeed else 'FSDP'} shards them. Take "
+            "`optimizer: adamw`, or the configuration `ddp`."
+        )
+
+
 def _launched_with_fsdp() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
