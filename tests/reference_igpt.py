@@ -29,10 +29,11 @@ def attend(query, keys, values):
     return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
-def attention(x, weights, name, num_heads, causal, window=None):
+def attention(x, weights, name, num_heads, causal, window=None, rotation=None):
     """
     x (T, C). A causal position sees itself and those before it, any other sees all [92-125]. Of these a window leaves
-    the last `window`, itself included, or, where it sees all, those at most `window` away.
+    the last `window`, itself included, or, where it sees all, those at most `window` away. With `rotation`, the base
+    and the width of the grid, queries and keys are turned (not the paper's).
     """
     length, width = x.shape
     size = width // num_heads
@@ -46,9 +47,26 @@ def attention(x, weights, name, num_heads, causal, window=None):
         heads = []
         for head in range(num_heads):
             columns = slice(head * size, (head + 1) * size)
-            heads.append(attend(query[i, columns], key[seen, columns], value[seen, columns]))
+            asked, keys = query[i, columns], key[seen, columns]
+            if rotation is not None:
+                asked = turned(asked, i, rotation)
+                keys = torch.stack([turned(row, j, rotation) for row, j in zip(keys, seen, strict=True)])
+            heads.append(attend(asked, keys, value[seen, columns]))
         rows.append(torch.cat(heads))
     return torch.stack(rows) @ weights[f"{name}.c_proj.weight"].T
+
+
+def turned(x, position, rotation):
+    """x (D,) as D / 2 complex numbers x_k + i x_{k + D / 2}: half of them turned by the row, half by the column."""
+    base, width = rotation
+    half = x.shape[0] // 2
+    row, column = position // width, position % width
+    numbers = []
+    for k in range(half):
+        place = row if k < half // 2 else column
+        angle = torch.tensor(place * base ** (-(k % (half // 2)) / (half // 2)), dtype=x.dtype)
+        numbers.append(torch.complex(x[k], x[k + half]) * torch.polar(torch.ones_like(angle), angle))
+    return torch.cat([torch.stack(numbers).real, torch.stack(numbers).imag])
 
 
 def mlp(x, weights, name):
@@ -56,7 +74,7 @@ def mlp(x, weights, name):
     return gelu2(x @ weights[f"{name}.c_fc.weight"].T) @ weights[f"{name}.c_proj.weight"].T
 
 
-def backbone(embedded, weights, num_heads, causal, windows=None):
+def backbone(embedded, weights, num_heads, causal, windows=None, rotation=None):
     """
     embedded (T, C), content without positions. `windows` has one for each block, None for full attention. Returns the
     final norm's output (T, C) and every layer's features: the normed input of each block and, last, the final norm's
@@ -70,24 +88,24 @@ def backbone(embedded, weights, num_heads, causal, windows=None):
         normed = norm(hidden, weights[f"{block}.ln_1.weight"])
         features.append(normed.mean(0))
         window = None if windows is None else windows[layer]
-        hidden = hidden + attention(normed, weights, f"{block}.attn", num_heads, causal, window)
+        hidden = hidden + attention(normed, weights, f"{block}.attn", num_heads, causal, window, rotation)
         normed = norm(hidden, weights[f"{block}.ln_2.weight"])
         hidden = hidden + mlp(normed, weights, f"{block}.mlp")
     final = norm(hidden, weights["ln_f.weight"])
     return final, [*features, final.mean(0)]
 
 
-def causal_hidden(tokens, weights, num_heads, windows=None):
+def causal_hidden(tokens, weights, num_heads, windows=None, rotation=None):
     """Tokens (T,) of one image: the start vector in front, the last token dropped [177-180]."""
     start = weights["wte.weight"][-1]
     embedded = torch.stack([start, *(weights["wte.weight"][token] for token in tokens[:-1])])
-    return backbone(embedded, weights, num_heads, True, windows)
+    return backbone(embedded, weights, num_heads, True, windows, rotation)
 
 
-def masked_hidden(tokens, keep, weights, num_heads, windows=None):
+def masked_hidden(tokens, keep, weights, num_heads, windows=None, rotation=None):
     """Content embeddings are zeroed where `keep` is 0; positions stay; attention sees everything [160-162]."""
     embedded = torch.stack([weights["wte.weight"][token] * k for token, k in zip(tokens, keep, strict=True)])
-    return backbone(embedded, weights, num_heads, False, windows)
+    return backbone(embedded, weights, num_heads, False, windows, rotation)
 
 
 def negative_log_likelihood(logits, token):
@@ -95,9 +113,10 @@ def negative_log_likelihood(logits, token):
     return torch.log(torch.exp(logits - logits.max()).sum()) + logits.max() - logits[token]
 
 
-def causal_model(images, weights, head, num_heads, windows=None):
+def causal_model(images, weights, head, num_heads, windows=None, rotation=None):
     """Logits (B, T, V) and the mean over images of the mean over all pixels' negative log-likelihoods [195-199]."""
-    logits = torch.stack([causal_hidden(tokens, weights, num_heads, windows)[0] @ head.T for tokens in images])
+    hidden = [causal_hidden(tokens, weights, num_heads, windows, rotation)[0] for tokens in images]
+    logits = torch.stack([states @ head.T for states in hidden])
     losses = [
         sum(negative_log_likelihood(row, token) for row, token in zip(rows, tokens, strict=True)) / len(tokens)
         for rows, tokens in zip(logits, images, strict=True)
@@ -105,10 +124,11 @@ def causal_model(images, weights, head, num_heads, windows=None):
     return logits, sum(losses) / len(losses)
 
 
-def masked_model(images, masks, weights, head, num_heads, windows=None):
+def masked_model(images, masks, weights, head, num_heads, windows=None, rotation=None):
     """Logits (B, T, V) and the loss: a mean over each image's masked pixels, then over images [201-204]."""
     keeps = (~masks).to(head.dtype)
-    hidden = [masked_hidden(t, k, weights, num_heads, windows)[0] for t, k in zip(images, keeps, strict=True)]
+    pairs = zip(images, keeps, strict=True)
+    hidden = [masked_hidden(tokens, keep, weights, num_heads, windows, rotation)[0] for tokens, keep in pairs]
     logits = torch.stack([states @ head.T for states in hidden])
     losses = []
     for rows, tokens, mask in zip(logits, images, masks, strict=True):

@@ -79,6 +79,8 @@ class ImageGPTConfig(CheckedConfigMixin, PreTrainedConfig):
             default. Blocks of the second kind see a window of `sliding_window` tokens.
         sliding_window (`int`, *optional*): in next-pixel models the tokens that a position sees, itself included; in
             masked models the tokens that it sees on either side of itself. As in transformers.
+        rotary_base (`float`, *optional*): base of the frequencies of rotary positions in two dimensions, beside the
+            learned ones; 100 suits grids of up to 64x64. Not given, there are none, as in the paper.
         use_cache (`bool`, defaults to `True`): return keys and values for decoding. Never in training mode.
 
     GPT-2 names are accepted. `n_positions` is derived from the grid: it may be given where it equals the grid, or
@@ -126,6 +128,7 @@ class ImageGPTConfig(CheckedConfigMixin, PreTrainedConfig):
     reorder_and_upcast_attn: bool = False
     layer_types: list[str] | None = None
     sliding_window: int | None = None
+    rotary_base: float | None = None
     use_cache: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | None = None
@@ -318,6 +321,18 @@ class ImageGPTConfig(CheckedConfigMixin, PreTrainedConfig):
         if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:
             raise ValueError(f"`hidden_act` must be one of {', '.join(sorted(ACT2FN))}, got {self.hidden_act!r}.")
         self._validate_windows()
+        self._validate_rotation()
+
+    def _validate_rotation(self) -> None:
+        if self.rotary_base is None:
+            return
+        require_number("rotary_base", self.rotary_base, 1.0, 1e6)
+        head_size = self.hidden_size // self.num_attention_heads
+        if head_size % 4:
+            raise ValueError(
+                "`rotary_base` needs heads whose size is divisible by 4, for pairs that turn by row and by column; "
+                f"`hidden_size` / `num_attention_heads` is {head_size}. Change one of them, or leave it out."
+            )
 
     def _validate_kind(self) -> None:
         if self.token_kind is None:

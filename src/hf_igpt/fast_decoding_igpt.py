@@ -23,6 +23,7 @@ from transformers.generation import BaseStreamer, GenerationConfig, MaxLengthCri
 
 from .configuration_igpt import SLIDING, ImageGPTConfig
 from .functional_igpt import QUICK_GELU_SCALE
+from .rotary_igpt import Rotation, rotate, rotation_of, split_heads
 
 
 # Half precision is left to transformers' loop: without units of their own, CPUs multiply it several times slower, and
@@ -335,6 +336,8 @@ class TokenDecoder:
         self.head = self._transposed(model.lm_head)
         self.blocks = [self._weights(block) for block in transformer.h]
         self.norm_f = self._norm_weight(transformer.ln_f)
+        positions = torch.arange(config.n_positions).unsqueeze(0)
+        self.rotation = rotation_of(config, positions, self.embeddings.dtype)
         room = max((memory.room for memory in memories), default=0)
         self._take_memory(batch, config.intermediate_size, config.layer_norm_eps, room)
 
@@ -391,8 +394,9 @@ class TokenDecoder:
         self.score_rows.clear()
         with torch.inference_mode():
             torch.add(F.embedding(tokens, self.embeddings), self.positions[position], out=self.hidden)
+            rotation = self.rotation and tuple(part[:, position] for part in self.rotation)
             for weights, memory in zip(self.blocks, self.memories, strict=True):
-                self._attend(weights, memory)
+                self._attend(weights, memory, rotation)
                 self._transform(weights)
             normed = self._norm(self.norm_f)
         # An ordinary tensor, which may be changed in place.
@@ -403,10 +407,13 @@ class TokenDecoder:
         torch.linalg.vector_norm(self.extended, dim=-1, keepdim=True, out=self.root)
         return torch.div(self.hidden, self.root, out=self.normed).mul_(weight)
 
-    def _attend(self, weights: _BlockWeights, memory: LayerMemory) -> None:
+    def _attend(self, weights: _BlockWeights, memory: LayerMemory, rotation: Rotation | None) -> None:
         _multiply(self._norm(weights.norm_1), weights.qkv, weights.qkv_bias, 1.0, self.qkv)
-        keys, values = memory.extended(self.key, self.value)
-        self.query_copy.copy_(self.query)
+        query, key = self.query, self.key
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
+        keys, values = memory.extended(key, self.value)
+        self.query_copy.copy_(query)
         scores, probabilities = self._room_for_scores(keys.shape[2])
         torch.baddbmm(scores, self.query_rows, keys, beta=0, alpha=weights.scaling, out=scores)
         torch.softmax(scores, dim=-1, out=probabilities)
@@ -440,12 +447,16 @@ class SpanDecoder(TokenDecoder):
         """
         super().__init__(model, [], batch * length)
         self.windows = [block.attn.window for block in model.transformer.h]
-        # (3, B, H, T, D)
-        self.states = self.qkv.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        self.qkv_spans = self.qkv.view(batch, length, -1)
         self.attended_spans = self.attended.view(batch, length, self.heads, -1).transpose(1, 2)
 
     def run(
-        self, hidden: torch.Tensor, masks: dict[int | None, torch.Tensor], cache: Cache, layers: range
+        self,
+        hidden: torch.Tensor,
+        masks: dict[int | None, torch.Tensor],
+        cache: Cache,
+        rotation: Rotation | None,
+        layers: range,
     ) -> torch.Tensor:
         """
         Some blocks on hidden states of shape (B, T, C).
@@ -453,12 +464,13 @@ class SpanDecoder(TokenDecoder):
         Args:
             masks: by the blocks' windows, True for what is seen, of shape (B, 1, T, keys).
             cache: keeps keys and values; only its `update` is called.
+            rotation: of the positions of the states.
         """
         self.hidden.copy_(hidden.flatten(0, 1))
         for layer in layers:
             weights = self.blocks[layer]
             _multiply(self._norm(weights.norm_1), weights.qkv, weights.qkv_bias, 1.0, self.qkv)
-            query, key, value = self.states
+            query, key, value = split_heads(self.qkv_spans, self.heads, rotation)
             key, value = cache.update(key, value, layer)
             mask = masks[self.windows[layer]]
             self.attended_spans.copy_(

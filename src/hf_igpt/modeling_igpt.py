@@ -58,6 +58,7 @@ from .functional_igpt import quick_gelu, recomputed_for_backward, rms_norm
 from .generation_igpt import iterative_decode
 from .losses_igpt import head_nats, masked_mean, mean_over, share, token_nats
 from .native_igpt import native_state_dict_to_igpt
+from .rotary_igpt import Rotation, rotation_of, split_heads
 from .saving_igpt import SavedOverMixin
 from .windowed_attention_igpt import attend_in_blocks
 
@@ -139,11 +140,11 @@ class ImageGPTAttention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         cache: Cache | None = None,
+        rotation: Rotation | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         batch, length, width = hidden_states.shape
-        qkv = self.c_attn(hidden_states).view(batch, length, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        query, key, value = split_heads(self.c_attn(hidden_states), self.num_heads, rotation)  # each (B, H, T, D)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
         if self.config.reorder_and_upcast_attn:
@@ -215,12 +216,13 @@ class ImageGPTBlock(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         cache: Cache | None = None,
+        rotation: Rotation | None = None,
         **kwargs,
     ) -> torch.Tensor:
         # Gradient checkpointing recomputes the whole block; keeping inputs for parts of it would undo that.
         recompute = not (self.gradient_checkpointing and self.training)
         with recomputed_for_backward(self.ln_1, hidden_states, enabled=recompute) as normed:
-            attn_output, _ = self.attn(normed, attention_mask, cache, **kwargs)
+            attn_output, _ = self.attn(normed, attention_mask, cache, rotation, **kwargs)
         hidden_states = hidden_states + self.dropout(attn_output)
         with recomputed_for_backward(self.ln_2, hidden_states, enabled=recompute) as normed:
             return hidden_states + self.dropout(self.mlp(normed, recompute))
@@ -445,8 +447,9 @@ class ImageGPTModel(ImageGPTPreTrainedModel):
 
         masks = self._attention_masks(inputs_embeds, attention_mask, cache, past_length)
         hidden_states = self.drop(inputs_embeds + self.wpe(position_ids))
+        rotation = rotation_of(self.config, position_ids, hidden_states.dtype)
         for layer_type, block in zip(self.config.attention_types, self.h, strict=True):
-            hidden_states = block(hidden_states, masks[layer_type], cache, **kwargs)
+            hidden_states = block(hidden_states, masks[layer_type], cache, rotation, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.ln_f(hidden_states), **{CACHE_NAME: cache})
 
     def _look_for_start_token(self, input_ids: torch.LongTensor) -> None:

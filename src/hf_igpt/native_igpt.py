@@ -66,6 +66,7 @@ _REFUSED_FIELDS = {
     "tie_word_embeddings": "tied embeddings, which make the output head one row too large",
     "layer_types": "windowed attention, which transformers' ImageGPT doesn't have,",
     "sliding_window": "windowed attention, which transformers' ImageGPT doesn't have,",
+    "rotary_base": "rotary positions, which transformers' ImageGPT doesn't have,",
 }
 TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 _MASK_BUFFER = re.compile(r"\.attn\.(masked_)?bias$")

@@ -41,6 +41,7 @@ from .generation_igpt import (
     is_whole,
     pick_values,
 )
+from .rotary_igpt import rotation_of
 
 
 FORECASTS = ("fixed_point", "above", "shallow_exit")
@@ -301,9 +302,7 @@ class _Decoder:
 
     def _embed(self, places: torch.LongTensor) -> torch.Tensor:
         backbone = self.model.transformer
-        # What lies behind the last id of an image has no position; nothing comes of it.
-        positions = places.clamp(max=self._last_position)
-        return backbone.wte(self._get(places)) + backbone.wpe(positions)
+        return backbone.wte(self._get(places)) + backbone.wpe(self._positions(places))
 
     def _run(self, hidden: torch.Tensor, places: torch.LongTensor, end: int, layers: slice) -> torch.Tensor:
         """Some layers on the ids at `places`, (A, w), all of which lie before `end`."""
@@ -312,12 +311,17 @@ class _Decoder:
         masks = {None: (distances >= 0).unsqueeze(1)}
         for window in {block.attn.window for block in blocks} - {None}:
             masks[window] = masks[None] & (distances < window).unsqueeze(1)
+        rotation = rotation_of(self.model.config, self._positions(places), hidden.dtype)
         if self._is_plain:
             numbers = range(self._layers)[layers]
-            return self._span_decoder(places.shape).run(hidden, masks, self._cache, numbers)
+            return self._span_decoder(places.shape).run(hidden, masks, self._cache, rotation, numbers)
         for block in blocks:
-            hidden = block(hidden, masks[block.attn.window], self._cache)
+            hidden = block(hidden, masks[block.attn.window], self._cache, rotation)
         return hidden
+
+    def _positions(self, places: torch.LongTensor) -> torch.LongTensor:
+        # What lies behind the last id of an image has no position; nothing comes of it.
+        return places.clamp(max=self._last_position)
 
     def _span_decoder(self, shape: torch.Size) -> SpanDecoder:
         if shape not in self._span_decoders:

@@ -12,6 +12,9 @@ IMAGES = 2
 SIZES = {"image_size": 8, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 21}
 
 
+ROTARY = {"rotary_base": 100.0}
+
+
 def kept_bytes(config: ImageGPTConfig, attention: str, is_half: bool, checkpointing: bool) -> int:
     """Bytes of floats and masks that the graph of one loss keeps, the weights left out."""
     kind = ImageGPTForCausalImageModeling if config.is_causal else ImageGPTForMaskedImageModeling
@@ -38,15 +41,15 @@ def kept_bytes(config: ImageGPTConfig, attention: str, is_half: bool, checkpoint
 
 
 @pytest.mark.parametrize(
-    ("attention", "is_causal", "is_half"),
+    ("attention", "is_causal", "is_half", "fields"),
     # Not the masked one of eager attention in half precision: a CPU's autocast leaves its softmax in bf16.
-    [(*kind, half) for kind in (("sdpa", True), ("sdpa", False), ("eager", True)) for half in (False, True)]
-    + [("eager", False, False)],
+    [(*kind, half, {}) for kind in (("sdpa", True), ("sdpa", False), ("eager", True)) for half in (False, True)]
+    + [("eager", False, False, {}), ("sdpa", True, False, ROTARY), ("sdpa", False, True, ROTARY)],
 )
-def test_activations_are_what_autograd_keeps(monkeypatch, attention, is_causal, is_half):
+def test_activations_are_what_autograd_keeps(monkeypatch, attention, is_causal, is_half, fields):
     """As on a GPU, without what only large tensors on a CPU recompute."""
     monkeypatch.setattr(functional_igpt, "SMALL_ELEMENTS", 1 << 60)
-    config = ImageGPTConfig(is_causal=is_causal, **SIZES)
+    config = ImageGPTConfig(is_causal=is_causal, **SIZES, **fields)
     memory = training_memory(config, TrainingSetting(IMAGES, is_half=is_half, on_cpu=False, attention=attention))
     kept = kept_bytes(config, attention, is_half, checkpointing=False)
     # Torch's norm of a CPU keeps what it normed too, a GPU's fused one doesn't; autograd's other tensors are small.

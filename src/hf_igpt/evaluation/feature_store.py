@@ -75,12 +75,12 @@ class FeatureSettings:
 
 def feature_code_version() -> str:
     """A hash over the modules between tokens and features."""
-    from hf_igpt import functional_igpt, modeling_igpt
+    from hf_igpt import functional_igpt, modeling_igpt, rotary_igpt
     from hf_igpt.data import masking, randomness
     from hf_igpt.evaluation import features, layers
 
     digest = hashlib.sha256()
-    for module in (modeling_igpt, functional_igpt, masking, randomness, features, layers):
+    for module in (modeling_igpt, functional_igpt, rotary_igpt, masking, randomness, features, layers):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:16]
 

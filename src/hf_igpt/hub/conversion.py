@@ -209,6 +209,7 @@ def _check_expressible(model: "ImageGPTPreTrainedModel") -> None:
     reasons = {
         "masked attention": not config.is_causal,
         "windows of attention": SLIDING in config.attention_types,
+        "rotary positions": config.rotary_base is not None,
         f"{config.num_channels} tokens a cell": config.num_channels != 1,
         f"tokens of the kind {config.token_kind}": config.token_kind not in (None, PALETTE),
         "a classifier behind the start token": type(model).__name__ == "ImageGPTForImageClassification"

@@ -125,6 +125,13 @@ class PretrainArguments(TrainerOptions, ImageOptions, TokenOptions):
     hidden_size: int = option(512, "width of the model", low=1, only_if=("preset", not_))
     num_hidden_layers: int = option(24, "blocks of the model", low=1, only_if=("preset", not_))
     num_attention_heads: int = option(8, "attention heads in a block", low=1, only_if=("preset", not_))
+    rotary_base: float | None = option(
+        None,
+        "base of the frequencies of rotary positions by row and column, beside the learned ones: 100 suits grids of "
+        "up to 64x64; by default, as in the paper, there are none",
+        above=1,
+        high=1e6,
+    )
     attention_window_rows: int | None = option(
         None, "rows of the image that attention reaches back, in masked models also ahead; by default all", low=1
     )

@@ -126,6 +126,8 @@ def activation_bytes(config: ImageGPTConfig, setting: TrainingSetting, layer: in
     # The residual stream in front of both norms, the norms' statistics, and of attention query, key, value, output.
     kept = 2 * width * FULL_PRECISION + 2 * FULL_PRECISION
     kept += (4 + _window_copies(config, setting, layer)) * width * product + heads * FULL_PRECISION
+    if config.rotary_base is not None:
+        kept += 2 * width * product  # turned queries and keys, beside those in one piece with the values
     if setting.is_half:
         kept += width * product  # attention's output goes through float32 on its way to the projection
     if setting.dropout:

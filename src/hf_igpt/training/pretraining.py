@@ -265,6 +265,7 @@ def model_config(
         num_channels=tokens.num_channels,
         token_kind=tokens.token_kind,
         is_causal=arguments.objective == "next_pixel",
+        rotary_base=arguments.rotary_base,
         embd_pdrop=arguments.dropout,
         resid_pdrop=arguments.dropout,
         **sizes,

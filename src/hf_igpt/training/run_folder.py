@@ -50,6 +50,7 @@ ADDED = {
     "token_hash": NO_EFFECT,
     "optimizer": ADAMW,
     "matrix_learning_rate": NO_EFFECT,
+    "rotary_base": None,
 }
 
 
