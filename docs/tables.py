@@ -29,6 +29,12 @@ from benchmark_tables import (
     scaling_table,
     windows_time_table,
 )
+from question_tables import (
+    model_sizes_table,
+    runs_table,
+    size_in_blocks,
+    times_larger,
+)
 from table_parts import RESULTS, ROOT, percent
 from token_tables import bits_per_dim_table, palette_sweep_table, three_kinds_table, vqvae_table
 
@@ -305,6 +311,11 @@ MARKED: dict[str, Callable[[], str]] = {
     "attention-cost": attention_cost_table,
     "windows-time": windows_time_table,
     "hybrid-attention": hybrid_attention_table,
+    "runs": runs_table,
+    "model-sizes": model_sizes_table,
+    "igpt-l-blocks": partial(size_in_blocks, "iGPT-L", "GPT-2 XL"),
+    "igpt-xl-blocks": partial(size_in_blocks, "iGPT-XL", "GPT-2 XL"),
+    "igpt-l-to-cifar10-cpu": partial(times_larger, "iGPT-L", "cifar10-cpu"),
     "cost-model": cost_model_table,
     "parallel-sampling": parallel_table,
     "configurations": configurations_table,
