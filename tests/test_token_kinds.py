@@ -29,6 +29,7 @@ from hf_igpt.data.token_store import check_tokens, tokens_info
 from hf_igpt.data.tokenization import tokenize
 from hf_igpt.generation_igpt import iterative_steps
 from hf_igpt.plots import MISSING, hide_region
+from hf_igpt.token_kinds_igpt import TOKEN_KINDS
 
 
 PALETTE = np.random.default_rng(0).uniform(0, 255, (11, 3))
@@ -73,6 +74,17 @@ def test_every_kind_says_what_a_model_must_know(processor):
     images = processor.decode(tokens)
     assert [image.size for image in images] == [(6, 4)] * 5
     np.testing.assert_array_equal(processor.decode_pixels(tokens[1]), np.asarray(images[1])[None])
+
+
+def test_what_a_kind_says_of_itself_is_so(processor):
+    kind, pixels = TOKEN_KINDS[processor.token_kind], random_images(5, 4, 6)
+    tokens = processor.quantize(pixels)
+    assert np.array_equal(processor.decode_pixels(tokens), pixels) == kind.is_exact
+
+    def mirrored(rows):
+        return np.flip(np.reshape(rows, (5, *processor.grid, processor.num_channels)), axis=2).reshape(5, -1)
+
+    assert np.array_equal(processor.quantize(pixels[:, :, ::-1]), mirrored(tokens)) == kind.is_movable
 
 
 @settings(max_examples=30, deadline=None)

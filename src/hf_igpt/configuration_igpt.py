@@ -10,7 +10,7 @@ from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .config_files_igpt import CheckedConfigMixin, named_errors, refuse_foreign_fields, require_int, require_number
 from .native_igpt import native_config_to_igpt
-from .token_kinds_igpt import CHANNELS, KINDS, LEVELS, RGB
+from .token_kinds_igpt import KINDS, LEVELS, RGB, TOKEN_KINDS
 
 
 # Section 3.3 of the paper and the head counts of openai/image-gpt's README; parameters at 32x32 with 512 colours.
@@ -339,7 +339,8 @@ class ImageGPTConfig(CheckedConfigMixin, PreTrainedConfig):
             return
         if self.token_kind not in KINDS:
             raise ValueError(f"`token_kind` must be one of {', '.join(KINDS)}, got {self.token_kind!r}.")
-        channels, values = CHANNELS[self.token_kind], LEVELS if self.token_kind == RGB else self.num_values
+        channels = TOKEN_KINDS[self.token_kind].num_channels
+        values = LEVELS if self.token_kind == RGB else self.num_values
         if self.num_channels != channels or self.num_values != values:
             raise ValueError(
                 f"`token_kind` {self.token_kind!r} has {channels} tokens a cell of {values} values: `num_channels` "

@@ -12,17 +12,8 @@ from .palette_igpt import PaletteLookup, as_palette, palette_hash
 
 
 PALETTE, RGB, VQVAE = "palette", "rgb", "vqvae"
-KINDS = (PALETTE, RGB, VQVAE)
-# Tokens of a cell of the grid.
-CHANNELS = {PALETTE: 1, RGB: 3, VQVAE: 1}
 # Values of a channel of an 8-bit image.
 LEVELS = 256
-
-
-def describe_tokens(token_kind: str, num_values: int) -> str:
-    """Tokens in words, such as "512 colours"."""
-    words = {PALETTE: "colours", RGB: "levels of red, green and blue", VQVAE: "codes of a VQ-VAE"}
-    return f"{num_values} {words[token_kind]}"
 
 
 class TokenKind(Protocol):
@@ -31,16 +22,22 @@ class TokenKind(Protocol):
 
     Attributes:
         kind: one of `KINDS`.
+        words: what the values are, for people.
         num_values: values that a token can have, 0 to `num_values - 1`.
         num_channels: tokens of a cell of the grid.
         cell_size: pixels of a cell's side.
+        is_exact: whether `decode` gives back the pixels that `encode` was given.
+        is_movable: whether an image that is mirrored or moved by whole cells has the same tokens, mirrored or moved.
         token_hash: the same for all that give the same tokens the same meaning, and for no others.
     """
 
     kind: str
+    words: str
     num_values: int
     num_channels: int
     cell_size: int
+    is_exact: bool
+    is_movable: bool
     token_hash: str
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
@@ -63,7 +60,8 @@ class PaletteTokens:
         ValueError: as `as_palette`.
     """
 
-    kind, num_channels, cell_size = PALETTE, CHANNELS[PALETTE], 1
+    kind, words = PALETTE, "colours"
+    num_channels, cell_size, is_exact, is_movable = 1, 1, False, True
 
     def __init__(self, palette: Any):
         # A copy of its own, which nobody can change behind the lookup.
@@ -103,8 +101,8 @@ class PaletteTokens:
 class RGBTokens:
     """Three tokens for a pixel, its levels of red, green and blue in that order: nothing is lost."""
 
-    kind, num_values, num_channels, cell_size = RGB, LEVELS, CHANNELS[RGB], 1
-    token_hash = RGB
+    kind, words, token_hash = RGB, "levels of red, green and blue", RGB
+    num_values, num_channels, cell_size, is_exact, is_movable = LEVELS, 3, 1, True, True
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """As in `TokenKind`; uint8."""
@@ -123,7 +121,8 @@ class CodeTokens:
         vqvae: an `ImageGPTVQVAEModel`; it is set to evaluation mode.
     """
 
-    kind, num_channels = VQVAE, CHANNELS[VQVAE]
+    kind, words = VQVAE, "codes of a VQ-VAE"
+    num_channels, is_exact, is_movable = 1, False, False
 
     def __init__(self, vqvae: Any):
         self.vqvae = vqvae.eval()
@@ -155,12 +154,21 @@ class CodeTokens:
         return self.vqvae.decode(codes).cpu().numpy()
 
 
+TOKEN_KINDS: dict[str, type[TokenKind]] = {made.kind: made for made in (PaletteTokens, RGBTokens, CodeTokens)}
+KINDS = tuple(TOKEN_KINDS)
+
+
+def describe_tokens(token_kind: str, num_values: int) -> str:
+    """Tokens in words, such as "512 colours"."""
+    return f"{num_values} {TOKEN_KINDS[token_kind].words}"
+
+
 __all__ = [
-    "CHANNELS",
     "KINDS",
     "LEVELS",
     "PALETTE",
     "RGB",
+    "TOKEN_KINDS",
     "VQVAE",
     "CodeTokens",
     "PaletteTokens",

@@ -158,6 +158,6 @@ def test_rgb_tokens_have_exact_bits_per_dim_and_codes_have_none():
     assert likelihood.bits_per_dim == pytest.approx(likelihood.nats_per_token / math.log(2), rel=1e-12)
     metrics = likelihood.metrics()
     assert metrics["color_density"] == "exact" and metrics["bits_per_dim_of_colors"] == 0
-    codes = likelihood.with_colors(color_cost(SimpleNamespace(token_kind="vqvae"), tokens))
+    codes = likelihood.with_colors(color_cost(SimpleNamespace(token_kind="vqvae", palette=None), tokens))
     assert codes.bits_per_dim is None
     assert codes.metrics()["bits_per_dim"] is None and "undefined" in codes.metrics()["bits_per_dim_reason"]

@@ -13,7 +13,6 @@ from typing import Any
 from hf_igpt.arguments import option, parse_arguments
 from hf_igpt.commands.running import run_command, use_cpu_threads
 from hf_igpt.evaluation.color_density import DENSITIES, EMPIRICAL, FIXED_SMOOTHING, UNIFORM
-from hf_igpt.token_kinds_igpt import PALETTE
 
 
 @dataclass(kw_only=True)
@@ -121,11 +120,10 @@ def evaluate(arguments: EvaluateArguments) -> dict[str, Any]:
 
 def _color_density(arguments, model, processor) -> str | None:
     """How the colours are counted; None for models that say nothing of them, which can't use the option."""
-    kind = processor.token_kind
-    if kind == PALETTE and model.config.is_causal:
+    if processor.palette is not None and model.config.is_causal:
         return arguments.color_density or UNIFORM
     if arguments.color_density is not None:
-        what = f"has {kind} tokens" if model.config.is_causal else "is a masked model"
+        what = f"has {processor.token_kind} tokens" if model.config.is_causal else "is a masked model"
         raise ValueError(f"`color_density` has no effect: {arguments.model} {what}. Leave it out.")
     return None
 

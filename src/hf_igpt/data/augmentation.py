@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hf_igpt.data.randomness import random_integers, random_words
-from hf_igpt.token_kinds_igpt import VQVAE
+from hf_igpt.token_kinds_igpt import TOKEN_KINDS
 
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def check_augmentation(augment: str, grid: tuple[int, int], padding: int = 4) ->
 
 def check_token_augmentation(augment: str, token_kind: str) -> None:
     """Raises ValueError where tokens can't be moved: a flipped image has other codes, not the same ones flipped."""
-    if augment in AUGMENTATIONS and augment != "none" and token_kind == VQVAE:
+    if augment in AUGMENTATIONS and augment != "none" and not TOKEN_KINDS[token_kind].is_movable:
         raise ValueError(
             f"`augmentation: {augment}` moves tokens, but a VQ-VAE's codes of a moved image are others. Choose "
             "'none', or 'random_resized_crop', which reads the images."

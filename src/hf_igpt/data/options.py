@@ -6,7 +6,7 @@ from operator import not_
 from typing import TYPE_CHECKING, Any
 
 from hf_igpt.arguments import option
-from hf_igpt.token_kinds_igpt import CHANNELS, KINDS, LEVELS, PALETTE, RGB, VQVAE
+from hf_igpt.token_kinds_igpt import KINDS, LEVELS, PALETTE, RGB, TOKEN_KINDS, VQVAE
 
 
 if TYPE_CHECKING:
@@ -130,11 +130,10 @@ def token_layout(options: TokenOptions) -> TokenLayout | None:
     Raises:
         ValueError: `image_size` is no multiple of a code's square, or the VQ-VAE has no config.
     """
-    size = grid_size(options)
-    height, width = size["height"], size["width"]
-    if options.token_kind != VQVAE:
-        num_values = LEVELS if options.token_kind == RGB else options.num_colors
-        return TokenLayout(options.token_kind, num_values, CHANNELS[options.token_kind], (height, width))
+    kind, size = options.token_kind, grid_size(options)
+    if kind != VQVAE:
+        num_values = LEVELS if kind == RGB else options.num_colors
+        return TokenLayout(kind, num_values, TOKEN_KINDS[kind].num_channels, (size["height"], size["width"]))
     if options.vqvae is None:
         return None
     from hf_igpt.configuration_igpt_vqvae import ImageGPTVQVAEConfig
@@ -156,7 +155,7 @@ def code_layout(options: TokenOptions, codebook_size: int, downsampling: int) ->
             f"{sides[1]}."
         )
     grid = (sides[0] // downsampling, sides[1] // downsampling)
-    return TokenLayout(VQVAE, codebook_size, CHANNELS[VQVAE], grid)
+    return TokenLayout(VQVAE, codebook_size, TOKEN_KINDS[VQVAE].num_channels, grid)
 
 
 def fixed_processor(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hf_igpt.token_kinds_igpt import RGB, VQVAE
+from hf_igpt.token_kinds_igpt import TOKEN_KINDS
 
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class ColorCost:
 
 def color_cost(processor: Any, tokens: Any) -> ColorCost:
     """
-    What can be said of the colours from the tokens alone: nothing is left to say of RGB tokens, and the colours of
-    a palette's cell are equally likely.
+    What can be said of the colours from the tokens alone: nothing is left to say of exact tokens, the colours of a
+    palette's cell are equally likely, and without a palette there is no density.
 
     Args:
         processor: the image processor that made the tokens.
@@ -73,9 +73,9 @@ def color_cost(processor: Any, tokens: Any) -> ColorCost:
 
     if hasattr(tokens, "info"):
         check_tokens(tokens, processor)
-    if processor.token_kind == RGB:
+    if TOKEN_KINDS[processor.token_kind].is_exact:
         return ColorCost(EXACT, np.zeros(len(tokens)))
-    if processor.token_kind == VQVAE:
+    if processor.palette is None:
         return ColorCost(None, None, NO_DENSITY)
     return ColorCost(UNIFORM, uniform_color_nats(processor.palette, token_rows(tokens)).sum(axis=1))
 

@@ -21,6 +21,11 @@ _MEANINGS = {
     RGB: "The tokens of a pixel are its levels of red, green and blue, as the image processor makes them in",
     VQVAE: "Token t is code t of the VQ-VAE that belongs to",
 }
+_LOSSES = {
+    PALETTE: "The images can't be had back from the tokens: their colours and their size are reduced.",
+    RGB: "The tokens hold the images without loss at the size of the grid: who publishes them publishes images.",
+    VQVAE: "The images can't be had back from the tokens: a VQ-VAE gives images like them, of reduced size.",
+}
 TAGS = ("hf-igpt", "image-gpt", "tokens")
 
 
@@ -110,9 +115,9 @@ def _facts(info: dict[str, Any], processor_sha256: str) -> Iterator[str]:
         f"{_MEANINGS[info['token_kind']]} {code(file)} (hash {code(info['token_hash'])}, SHA-256 of the file "
         f"{code(processor_sha256)})."
     )
-    if info["token_kind"] == VQVAE:
-        size = info["processor"]["size"]
-        rows, columns = size["height"] // height, size["width"] // width
+    size = info["processor"]["size"]
+    rows, columns = size["height"] // height, size["width"] // width
+    if rows * columns > 1:
         yield f"A code stands for {rows}x{columns} of the {size['height']}x{size['width']} pixels of an image."
     settings = ", ".join(f"{name} {json.dumps(value)}" for name, value in info["processor"].items())
     yield f"The image processor's settings: {code(settings)}."
@@ -154,12 +159,7 @@ def _making(info: dict[str, Any], source: dict[str, Any], results: dict[str, Any
 
 
 def _limits(info: dict[str, Any], source: dict[str, Any], license: str | None) -> Iterator[str]:
-    if info["token_kind"] == RGB:
-        yield "The tokens hold the images without loss at the size of the grid: who publishes them publishes images."
-    elif info["token_kind"] == PALETTE:
-        yield "The images can't be had back from the tokens: their colours and their size are reduced."
-    else:
-        yield "The images can't be had back from the tokens: a VQ-VAE gives images like them, of reduced size."
+    yield _LOSSES[info["token_kind"]]
     yield f"Whatever holds for {code(source['name'])}, its terms included, holds for what is derived from it."
     if license is None:
         yield "No licence is stated: ask the authors before you use it."

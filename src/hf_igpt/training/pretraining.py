@@ -183,7 +183,7 @@ def _initial_weights(arguments: "PretrainArguments") -> "InitialWeights | None":
     initial = load_initial_weights(arguments.init_from, lambda theirs: model_config(arguments, theirs))
     if arguments.palette is None and arguments.tokens is None:
         _check_kind(initial.processor, arguments, arguments.init_from)
-        if arguments.token_kind == PALETTE and arguments.num_colors != initial.processor.num_colors:
+        if initial.processor.palette is not None and arguments.num_colors != initial.processor.num_colors:
             raise ValueError(
                 f"`num_colors` is {arguments.num_colors}, but the palette of {arguments.init_from} has "
                 f"{initial.processor.num_colors} colours, with which the run goes on. Give that number."
