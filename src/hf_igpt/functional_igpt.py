@@ -44,7 +44,7 @@ def recomputed_for_backward(
     it is dropped and computed again in the backward pass. `function` must be cheap and without randomness.
     """
     output = function(*inputs)
-    if not (enabled and output.requires_grad and _is_large_on_cpu(output)):
+    if not (enabled and output.requires_grad and is_large_on_cpu(output)):
         yield output
         return
     detached = [tensor.detach() for tensor in inputs]
@@ -65,7 +65,8 @@ def recomputed_for_backward(
         yield output
 
 
-def _is_large_on_cpu(tensor: torch.Tensor) -> bool:
+def is_large_on_cpu(tensor: torch.Tensor) -> bool:
+    """Whether a function of its own pays for a tensor, in eager mode, where nothing else has to see through it."""
     is_eager = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
     return tensor.device.type == "cpu" and is_eager and tensor.numel() >= SMALL_ELEMENTS
 
@@ -76,7 +77,7 @@ def _runs_in_blocks(*tensors: torch.Tensor) -> bool:
         torch.float32,
         torch.float64,
     )
-    return is_full_precision and first.is_contiguous() and _is_large_on_cpu(first) and type(first) is torch.Tensor
+    return is_full_precision and first.is_contiguous() and is_large_on_cpu(first) and type(first) is torch.Tensor
 
 
 def _row_blocks(width: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -136,4 +137,4 @@ class _BlockQuickGELU(torch.autograd.Function):
         return grad_input
 
 
-__all__ = ["quick_gelu", "recomputed_for_backward", "rms_norm"]
+__all__ = ["is_large_on_cpu", "quick_gelu", "recomputed_for_backward", "rms_norm"]

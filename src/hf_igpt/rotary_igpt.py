@@ -8,8 +8,10 @@ stands for the pixel that is predicted there, in masked models for its own.
 """
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from .configuration_igpt import ImageGPTConfig
+from .functional_igpt import is_large_on_cpu
 
 
 # Cosines and sines, each of shape (B, T, 1, D / 2).
@@ -39,8 +41,31 @@ def rotation_of(config: ImageGPTConfig, position_ids: torch.LongTensor, dtype: t
 def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
     """Queries or keys of shape (B, T, H, D), each pair (i, i + D / 2) turned by its angle."""
     cos, sin = (part.to(states.dtype) for part in rotation)
+    if is_large_on_cpu(states) and type(states) is torch.Tensor:
+        return _Rotate.apply(states, cos, sin)
     first, second = states.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+
+class _Rotate(torch.autograd.Function):
+    # The same in four passes over half of the states each, where the sums above take seven and as many tensors.
+    @staticmethod
+    def forward(ctx, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turned(states, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output: torch.Tensor):
+        return _turned(grad_output, *ctx.saved_tensors, -1), None, None
+
+
+def _turned(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, direction: int) -> torch.Tensor:
+    output = states.new_empty(states.shape)
+    (first, second), (out_first, out_second) = states.chunk(2, dim=-1), output.chunk(2, dim=-1)
+    torch.mul(first, cos, out=out_first).addcmul_(second, sin, value=-direction)
+    torch.mul(second, cos, out=out_second).addcmul_(first, sin, value=direction)
+    return output
 
 
 def split_heads(qkv: torch.Tensor, num_heads: int, rotation: Rotation | None) -> tuple[torch.Tensor, ...]:
