@@ -36,7 +36,7 @@ from question_tables import (
     times_larger,
 )
 from table_parts import RESULTS, ROOT, percent
-from token_tables import bits_per_dim_table, palette_sweep_table, three_kinds_table, vqvae_table
+from token_tables import bits_per_dim_table, palette_sweep_table, progressive_table, three_kinds_table, vqvae_table
 
 from hf_igpt.arguments import SHIPPED_RECIPES, shipped_recipes
 from hf_igpt.commands.main import COMMANDS, CONFIGURATIONS, SHARED_BY_PROCESSES
@@ -322,6 +322,7 @@ MARKED: dict[str, Callable[[], str]] = {
     "bits-per-dim": bits_per_dim_table,
     "palette-sweep": palette_sweep_table,
     "three-kinds": three_kinds_table,
+    "progressive": progressive_table,
     "digits-best-layer": partial(probe_accuracy, "digits", "best"),
     "digits-pixels": partial(probe_accuracy, "digits", "pixels"),
     "cifar10-cpu-best-layer": partial(probe_accuracy, "cifar10-cpu", "best"),
