@@ -341,22 +341,3 @@ def windows_time_table() -> str:
         "[JSON](docs/results/benchmark-windowed-attention.json)."
     )
     return "\n".join([*rows, "", note])
-
-
-def hybrid_attention_table() -> str:
-    """Likelihood at equal steps of runs that differ in their attention alone."""
-    results = read_results(RESULTS / "hybrid-attention.json")
-    metrics, arguments = results["metrics"], results["arguments"]
-    rows = ["| attention | nats/token on validation | GFLOP an image | seeds |", "|---|---|---|---|"]
-    for name, row in metrics["attention"].items():
-        seeds = ", ".join(f"{run['validation_nats_per_token']:.3f} (seed {run['seed']})" for run in row["runs"])
-        rows.append(f"| {name} | **{row['nats_per_token']:.3f}** | {row['training_gflop_per_image']:.3f} | {seeds} |")
-    note = (
-        f"CIFAR-10 at {arguments['image_size'][0]}x{arguments['image_size'][0]}, {metrics['optimizer_steps']} steps "
-        f"of {arguments['total_batch_size']} images, {arguments['num_hidden_layers']} blocks, "
-        f"{arguments['hidden_size']} wide, {metrics['parameters'] / 1e6:.2f}M parameters; the colours' frequencies "
-        f"alone have {metrics['unigram_nats_per_token']:.3f} nats/token. Such runs are short: they compare, "
-        "and are far from what these models reach. [hybrid-attention.sh](runs/hybrid-attention.sh), "
-        "[JSON](docs/results/hybrid-attention.json)."
-    )
-    return "\n".join([*rows, "", note])

@@ -22,7 +22,6 @@ from benchmark_tables import (
     decoding_table,
     demo_load_table,
     faults_table,
-    hybrid_attention_table,
     loading_table,
     parallel_table,
     roofline_table,
@@ -30,7 +29,10 @@ from benchmark_tables import (
     windows_time_table,
 )
 from question_tables import (
+    best_layer,
+    hybrid_attention_table,
     model_sizes_table,
+    resolution_table,
     runs_table,
     size_in_blocks,
     times_larger,
@@ -312,6 +314,9 @@ MARKED: dict[str, Callable[[], str]] = {
     "windows-time": windows_time_table,
     "hybrid-attention": hybrid_attention_table,
     "runs": runs_table,
+    "resolution": resolution_table,
+    "codes-probe": partial(best_layer, "three-kinds-vqvae-probe"),
+    "colors-probe": partial(best_layer, "three-kinds-palette-probe"),
     "model-sizes": model_sizes_table,
     "igpt-l-blocks": partial(size_in_blocks, "iGPT-L", "GPT-2 XL"),
     "igpt-xl-blocks": partial(size_in_blocks, "iGPT-XL", "GPT-2 XL"),
