@@ -97,7 +97,7 @@ def check_command(words: list[str]) -> None:
     elif program == "bash":
         check_script(ROOT / rest[0])
     elif program in ("python", "python3"):
-        assert rest[0] == "-m" or (ROOT / rest[0]).is_file(), rest
+        assert rest[0] in ("-m", "-") or (ROOT / rest[0]).is_file(), rest
     elif program == "pip":
         (named,) = (extras for word in rest for extras in re.findall(r"\[([\w,]+)\]", word))
         assert set(named.split(",")) <= EXTRAS, named
@@ -110,11 +110,22 @@ def check_command(words: list[str]) -> None:
 def check_script(script: Path) -> None:
     """As `check_command`, for a file of a shell's own words around commands."""
     subprocess.run(["bash", "-n", script], check=True)
-    for words in commands_of(script.read_text()):
+    for words in commands_of(filled(script.read_text())):
         if words[0] in PROGRAMS:
             check_command(words)
         for word in words:
             assert not word.endswith(".py") or (ROOT / word).is_file(), word
+
+
+def filled(script: str) -> str:
+    """A script with the first value of every loop's variable, and what arrays get, in their places."""
+    for name, value in re.findall(r"\bfor (\w+) in (\w+)", script):
+        script = re.sub(rf"\${name}\b", value, script)
+    for name in set(re.findall(r'"\$\{(\w+)\[@\]\}"', script)):
+        first = re.search(rf"\b{name}=\((.*?)\)", script)
+        added = re.findall(rf"\b{name}\+=\((.*?)\)", script)
+        script = script.replace(f'"${{{name}[@]}}"', " ".join([first[1], *added]))
+    return script
 
 
 def check_configuration(name: str | None) -> None:

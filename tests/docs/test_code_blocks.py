@@ -1,6 +1,7 @@
 """Every block of code in the README and in docs runs, or says why it doesn't and is checked for what it names."""
 
 import ast
+import contextlib
 import re
 
 import datasets
@@ -11,6 +12,7 @@ from code_blocks import (
     blocks_of,
     check_command,
     check_own,
+    check_script,
     code_spans,
     commands_of,
     options,
@@ -116,6 +118,12 @@ def test_what_would_be_found(tmp_path, in_root):
     for line in wrong:
         with pytest.raises((AssertionError, ValueError, SystemExit)):
             check_command(next(commands_of(line)))
+    script = tmp_path / "run.sh"
+    for end, is_wrong in (("--seed 1", False), ("--sides 1", True)):
+        command = 'hf-igpt pretrain digits --max_steps "$b" "${a[@]}"'
+        script.write_text(f"a=()\nfor b in 1 2; do\n    a+=({end})\n    {command}\ndone\n")
+        with pytest.raises(SystemExit) if is_wrong else contextlib.nullcontext():
+            check_script(script)
     page = tmp_path / "page.md"
     page.write_text("<!-- not run: needs a GPU -->\n```bash\nhf-igpt env\n```\n\n```python\n1\n```\n")
     found = [(block.language, block.not_run) for block in blocks_of(page)]
