@@ -45,6 +45,7 @@ OVERRIDES = {
     "use_cache": False,
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     "sliding_window": 10,
+    "rotary_base": 50.0,
     "token_kind": "rgb",
 }
 
