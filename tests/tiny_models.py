@@ -99,3 +99,16 @@ def assert_gradients_equal(model: torch.nn.Module, weights: dict[str, torch.Tens
         expected = weights[name.removeprefix("transformer.")].grad
         assert expected.abs().max() > 1e-4, f"the test does not reach {name}"
         torch.testing.assert_close(parameter.grad.double(), expected, atol=atol, rtol=0, msg=name)
+
+
+def assert_checkpointing_changes_nothing(model: ImageGPTForCausalImageModeling) -> None:
+    """Loss and every gradient of a model in training mode, with gradient checkpointing and without."""
+    tokens = random_tokens(model.config)
+    losses = []
+    for _ in range(2):
+        model.zero_grad()
+        loss = model(labels=tokens).loss
+        loss.backward()
+        losses.append([loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())])
+        model.gradient_checkpointing_enable()
+    torch.testing.assert_close(losses[1], losses[0], atol=1e-12, rtol=0)

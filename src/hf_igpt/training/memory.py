@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from hf_igpt.configuration_igpt import SLIDING, ImageGPTConfig
 from hf_igpt.functional_igpt import SMALL_ELEMENTS
 from hf_igpt.losses_igpt import BLOCK_LOGITS, CPU_BLOCK_LOGITS, MAX_HEAD_BLOCKS
+from hf_igpt.training.arguments import ADAMW, MUON
 from hf_igpt.training.cost import attention_window, block_matrices, block_parameters, parameters, product_parameters
 
 
@@ -40,7 +41,7 @@ class TrainingSetting:
     devices: int = 1
     sharding: str = "none"
     dropout: bool = False
-    optimizer: str = "adamw"
+    optimizer: str = ADAMW
 
     @property
     def product_bytes(self) -> int:
@@ -98,7 +99,7 @@ def training_memory(config: ImageGPTConfig, setting: TrainingSetting) -> Trainin
     share = setting.devices if setting.sharding == "full" else 1
     own = -(-count // share)
     # Muon doesn't run where the training state is shared out.
-    single_means = block_matrices(config) if setting.optimizer == "muon" else 0
+    single_means = block_matrices(config) if setting.optimizer == MUON else 0
     per_layer = [activation_bytes(config, setting, layer) for layer in range(config.num_hidden_layers)]
     residual = setting.images * config.n_positions * config.hidden_size * FULL_PRECISION
     if setting.gradient_checkpointing:
