@@ -1,14 +1,26 @@
 """Runs of pretrain that differ in named options alone, and the probes of their checkpoints."""
 
+import argparse
 import dataclasses
-from collections.abc import Collection, Sequence
+import statistics
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from hf_igpt.data.options import token_layout
 from hf_igpt.data.token_store import token_hash_in
-from hf_igpt.results import read_results
+from hf_igpt.results import read_results, write_results
 from hf_igpt.training.arguments import PretrainArguments
+from hf_igpt.training.cost import training_flops
 from hf_igpt.training.pretraining import model_config
+
+
+def options_parser(description: str | None) -> argparse.ArgumentParser:
+    """What every comparison is asked for."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--results", nargs="+", required=True, help="folders of finished runs of pretrain")
+    options.add_argument("--probes", nargs="+", required=True, help="folders of probes of their models")
+    options.add_argument("--output", help="results JSON to write")
+    return options
 
 
 def read_runs(folders: Sequence[str], varied: Collection[str]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -61,6 +73,47 @@ def probe_of(run: dict[str, Any], probes: dict[str, dict[str, Any]]) -> dict[str
     if run["model_sha256"] not in probes:
         raise SystemExit(f"No probe is of the model of {run['arguments']['output_dir']}.")
     return probes[run["model_sha256"]]
+
+
+def over_seeds(
+    results: Sequence[dict[str, Any]],
+    probes: dict[str, dict[str, Any]],
+    name_of: Callable[[dict[str, Any]], str],
+) -> dict[str, dict[str, Any]]:
+    """Likelihood, probe and cost of runs that `name_of` calls the same, with their means over seeds; prints them."""
+    rows: dict[str, dict[str, Any]] = {}
+    for result in results:
+        row = rows.setdefault(name_of(result["arguments"]), {"runs": []})
+        row["training_gflop_per_image"] = training_flops(config_of(result)) / 1e9
+        row["runs"].append(
+            {
+                "seed": result["seeds"]["seed"],
+                "validation_nats_per_token": result["metrics"]["validation"]["nats_per_token"],
+                "probe": probe_of(result, probes),
+                "training_seconds": result["training_seconds"],
+                "commit": result["commit"],
+                "command": result["command"],
+            }
+        )
+    for name, row in rows.items():
+        row["nats_per_token"] = statistics.mean(run["validation_nats_per_token"] for run in row["runs"])
+        row["probe_test_accuracy"] = statistics.mean(run["probe"]["test_accuracy"] for run in row["runs"])
+        print(
+            f"{name:40}{row['nats_per_token']:8.4f} nats/token{100 * row['probe_test_accuracy']:8.2f} %"
+            f"{row['training_gflop_per_image']:8.2f} GFLOP an image"
+        )
+    return rows
+
+
+def write_comparison(
+    path: str, what: str, rows: dict[str, dict[str, Any]], result: dict[str, Any], shared: dict[str, Any]
+) -> None:
+    """The rows of `over_seeds` under the name `what`, with what all runs share, of which `result` is one."""
+    counts = ("optimizer_steps", "images_seen", "parameters")
+    metrics = {what: rows} | {name: result["metrics"][name] for name in counts}
+    metrics["unigram_nats_per_token"] = result["metrics"]["validation"]["unigram_nats_per_token"]
+    numbers = sorted({run["seed"] for row in rows.values() for run in row["runs"]})
+    write_results(path, metrics=metrics, arguments=shared, seeds={f"run {number}": number for number in numbers})
 
 
 def _summary(result: dict[str, Any]) -> dict[str, Any]:

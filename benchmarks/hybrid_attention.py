@@ -5,15 +5,12 @@ python benchmarks/hybrid_attention.py --results outputs/hybrid-attention/*-[01] 
         --probes outputs/hybrid-attention/*-probe --output hybrid-attention.json --picture hybrid-attention.png
 """
 
-import argparse
 import statistics
 from typing import Any
 
-from compared_runs import config_of, probe_of, read_probes, read_runs
+from compared_runs import options_parser, over_seeds, read_probes, read_runs, write_comparison
 
-from hf_igpt.results import write_results
 from hf_igpt.storage import atomic_path
-from hf_igpt.training.cost import training_flops
 
 
 # What may differ between the runs.
@@ -51,48 +48,15 @@ def draw(rows: dict[str, dict[str, Any]], path: str) -> None:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--results", nargs="+", required=True, help="folders of finished runs of pretrain")
-    options.add_argument("--probes", nargs="+", required=True, help="folders of probes of their models")
-    options.add_argument("--output", help="results JSON to write")
+    options = options_parser(__doc__)
     options.add_argument("--picture", help="plot to write")
     arguments = options.parse_args()
     results, shared = read_runs(arguments.results, VARIED)
-    probes = read_probes(arguments.probes)
-    rows: dict[str, dict[str, Any]] = {}
-    for result in results:
-        row = rows.setdefault(attention_of(result["arguments"]), {"runs": []})
-        row["training_gflop_per_image"] = training_flops(config_of(result)) / 1e9
-        row["runs"].append(
-            {
-                "seed": result["seeds"]["seed"],
-                "validation_nats_per_token": result["metrics"]["validation"]["nats_per_token"],
-                "probe": probe_of(result, probes),
-                "training_seconds": result["training_seconds"],
-                "commit": result["commit"],
-                "command": result["command"],
-            }
-        )
-    for name, row in rows.items():
-        row["nats_per_token"] = statistics.mean(run["validation_nats_per_token"] for run in row["runs"])
-        row["probe_test_accuracy"] = statistics.mean(run["probe"]["test_accuracy"] for run in row["runs"])
-        print(
-            f"{name:32}{row['nats_per_token']:8.4f} nats/token{100 * row['probe_test_accuracy']:8.2f} %"
-            f"{row['training_gflop_per_image']:8.2f} GFLOP an image"
-        )
+    rows = over_seeds(results, read_probes(arguments.probes), attention_of)
     if arguments.picture:
         draw(rows, arguments.picture)
     if arguments.output:
-        metrics = {
-            "attention": rows,
-            "optimizer_steps": results[0]["metrics"]["optimizer_steps"],
-            "images_seen": results[0]["metrics"]["images_seen"],
-            "parameters": results[0]["metrics"]["parameters"],
-            "unigram_nats_per_token": results[0]["metrics"]["validation"]["unigram_nats_per_token"],
-        }
-        numbers = sorted({run["seed"] for row in rows.values() for run in row["runs"]})
-        seeds = {f"run {number}": number for number in numbers}
-        write_results(arguments.output, metrics=metrics, arguments=shared, seeds=seeds)
+        write_comparison(arguments.output, "attention", rows, results[0], shared)
 
 
 if __name__ == "__main__":

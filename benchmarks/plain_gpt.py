@@ -5,6 +5,8 @@ attention by `F.scaled_dot_product_attention(is_causal=True)`, an untied head as
 all logits, fused AdamW.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -49,3 +51,11 @@ class PlainGPT(nn.Module):
         for block in self.blocks:
             x = block(x)
         return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), tokens.flatten())
+
+
+def schedule(step: int, steps: int, warm_up: float) -> float:
+    """Share of the peak rate: linear over a share `warm_up` of the steps, then a cosine to zero, as Trainer's."""
+    warm_up_steps = round(warm_up * steps)
+    if step < warm_up_steps:
+        return step / max(1, warm_up_steps)
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up_steps) / max(1, steps - warm_up_steps)))

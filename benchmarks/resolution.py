@@ -4,10 +4,9 @@ python benchmarks/resolution.py --results outputs/resolution/{8,16,24,32} \
         --probes outputs/resolution/{8,16,24,32}-probe --output resolution.json --picture resolution.png
 """
 
-import argparse
 from typing import Any
 
-from compared_runs import config_of, probe_of, read_probes, read_runs
+from compared_runs import config_of, options_parser, probe_of, read_probes, read_runs
 
 from hf_igpt.results import write_results
 from hf_igpt.storage import atomic_path
@@ -64,10 +63,7 @@ def draw(rows: list[dict[str, Any]], path: str) -> None:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--results", nargs="+", required=True, help="folders of finished runs of pretrain")
-    options.add_argument("--probes", nargs="+", required=True, help="folders of probes of their models, with --pixels")
-    options.add_argument("--output", help="results JSON to write")
+    options = options_parser(__doc__)
     options.add_argument("--picture", help="plot to write")
     arguments = options.parse_args()
     runs, shared = read_runs(arguments.results, VARIED)

@@ -140,16 +140,18 @@ def finished_run(folder: Path, name: str, digest: str, nats: float, **options) -
     return [str(folder / name), str(folder / f"{name}-probe")]
 
 
-def compare(monkeypatch, script: str, runs: list[list[str]], folder: Path) -> dict:
+def compare(monkeypatch, script: str, runs: list[list[str]], folder: Path, picture: bool = True) -> dict:
     """What a comparison of runs writes."""
     import importlib
 
     results, probes = zip(*runs, strict=True)
-    files = ["--output", str(folder / "compared.json"), "--picture", str(folder / "compared.png")]
+    files = ["--output", str(folder / "compared.json")]
+    files += ["--picture", str(folder / "compared.png")] if picture else []
     # Probes in another order: it is their weights that belong to a run.
     monkeypatch.setattr(sys, "argv", [f"{script}.py", "--results", *results, "--probes", *reversed(probes), *files])
     importlib.import_module(script).main()
-    assert (folder / "compared.png").read_bytes().startswith(b"\x89PNG")
+    if picture:
+        assert (folder / "compared.png").read_bytes().startswith(b"\x89PNG")
     return json.loads((folder / "compared.json").read_text())
 
 
@@ -178,3 +180,20 @@ def test_attention_is_compared_over_seeds_and_every_run_needs_its_probe(tmp_path
     assert found["2 rows in every block"]["runs"][0]["probe"]["test_accuracy"] == pytest.approx(0.2)
     with pytest.raises(SystemExit, match="No probe is of the model of .*windows-0"):
         compare(monkeypatch, "hybrid_attention", [*runs[:2], [runs[2][0], runs[0][1]]], tmp_path)
+
+
+def test_options_are_compared_by_optimizer_positions_and_rate(tmp_path, monkeypatch):
+    runs = [
+        finished_run(tmp_path, "adam", "a", 3.0),
+        finished_run(tmp_path, "both-0", "b", 2.0, optimizer="muon", rotary_base=100, learning_rate=0.01),
+        finished_run(tmp_path, "both-1", "c", 2.2, optimizer="muon", rotary_base=100, learning_rate=0.01, seed=1),
+    ]
+    found = compare(monkeypatch, "options", runs, tmp_path, picture=False)["metrics"]["options"]
+    assert {name: len(row["runs"]) for name, row in found.items()} == {
+        "Adam, 0.003": 1,
+        "Muon and rotary positions, 0.01": 2,
+    }
+    assert found["Muon and rotary positions, 0.01"]["nats_per_token"] == pytest.approx(2.1)
+    with pytest.raises(SystemExit, match="hidden_size"):
+        other = finished_run(tmp_path, "wide", "d", 4.5, hidden_size=64)
+        compare(monkeypatch, "options", [*runs, other], tmp_path, picture=False)

@@ -78,13 +78,18 @@ class SampleArguments:
     cpu_threads: int | None = option(None, "threads on a machine without a GPU; by default all cores", low=1)
 
 
+def parse(argv: list[str] | None = None) -> SampleArguments:
+    """The options of sample, checked."""
+    return parse_arguments(SampleArguments, __doc__, argv)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `hf-igpt sample`."""
     run_command(_main, argv)
 
 
 def _main(argv: list[str] | None) -> None:
-    arguments = parse_arguments(SampleArguments, __doc__, argv)
+    arguments = parse(argv)
     if not arguments.num_samples and not arguments.num_completions:
         raise ValueError("`num_samples` and `num_completions` are both 0: there is nothing to draw.")
     if arguments.mask is not None and arguments.rows_kept is not None:

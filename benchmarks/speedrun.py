@@ -1,0 +1,248 @@
+"""Time to a likelihood: transformers' ImageGPT under Trainer, a plain GPT loop, and ours, on the same tokens.
+
+    python benchmarks/speedrun.py --tokens outputs/speedrun/tokens --contestant plain \
+        --learning_rate 0.003 0.006 --steps 400 --output outputs/speedrun/plain.json
+    python benchmarks/speedrun.py --summarize outputs/speedrun/{native,plain,ours}.json --target 2.85 \
+        --output outputs/speedrun/speedrun.json
+
+Models of the same size see the same training images in batches of the same size, and score every pixel. Each run is a
+whole schedule, warm-up and cosine to zero, and ends with the likelihood of the same validation images. What counts is
+the time of training alone, on a machine with nothing else on it. Lengths and rates are tuned for each contestant with
+one seed; the shortest schedules are then run with three.
+
+- native: transformers' ImageGPT under its Trainer, with the paper's Adam (betas 0.9 and 0.95, no weight decay, no
+  dropout). The loss is taken from its logits, for its own can't score the first pixel.
+- plain: `plain_gpt.py` in a loop of the nanoGPT kind: fused AdamW, weight decay on matrices, gradients clipped to 1.
+- ours: `hf-igpt pretrain cifar10-speedrun`, first on the same images in 8x8, then from that checkpoint. Both count.
+
+A run that is in the output file already is not repeated.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from plain_gpt import PlainGPT, schedule
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from hf_igpt.data.token_store import load_tokens, token_rows, tokens_info
+from hf_igpt.results import read_results, write_results
+
+
+LAYERS, WIDTH, HEADS = 6, 64, 2
+BATCH = 32
+WARM_UP = 0.1  # of a schedule
+VALIDATION_IMAGES = 1000
+RECIPE = "cifar10-speedrun"
+
+
+def token_tensor(folder: str, split: str) -> torch.Tensor:
+    """The tokens of a split, (images, tokens)."""
+    return torch.from_numpy(token_rows(load_tokens(folder)[split]).astype("int64"))
+
+
+@torch.no_grad()
+def validation_nats(loss: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> float:
+    """Nats per token of validation images."""
+    parts = images.split(50)
+    return sum(float(loss(part)) * len(part) for part in parts) / len(images)
+
+
+# The contestants: each trains and returns seconds of training and the loss of a batch of images
+
+
+def native(arguments: argparse.Namespace, rate: float, steps: int, seed: int) -> tuple[float, Callable]:
+    from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling, Trainer, TrainingArguments, set_seed
+
+    set_seed(seed)
+    train = token_tensor(arguments.tokens, "train")
+    sizes = {"n_layer": LAYERS, "n_embd": WIDTH, "n_head": HEADS, "n_positions": train.shape[1]}
+    config = ImageGPTConfig(**sizes, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
+    model = ImageGPTForCausalImageModeling(config)
+
+    def inputs(tokens: torch.Tensor) -> torch.Tensor:
+        start = tokens.new_full((len(tokens), 1), config.vocab_size - 1)
+        return torch.cat([start, tokens[:, :-1]], dim=1)
+
+    def collate(rows: list[tuple[torch.Tensor]]) -> dict[str, torch.Tensor]:
+        tokens = torch.stack([row[0] for row in rows])
+        return {"input_ids": inputs(tokens), "labels": tokens}
+
+    def loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+        return F.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
+
+    with tempfile.TemporaryDirectory() as folder:
+        training = TrainingArguments(
+            folder,
+            seed=seed,
+            max_steps=steps,
+            per_device_train_batch_size=BATCH,
+            learning_rate=rate,
+            warmup_steps=round(WARM_UP * steps),
+            lr_scheduler_type="cosine",
+            adam_beta2=0.95,
+            max_grad_norm=1.0,
+            save_strategy="no",
+            report_to="none",
+            logging_steps=50,
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        trainer = Trainer(
+            model, training, data_collator=collate, train_dataset=TensorDataset(train), compute_loss_func=loss
+        )
+        seconds = trainer.train().metrics["train_runtime"]
+    model.eval()
+    return seconds, lambda tokens: loss(model(input_ids=inputs(tokens)), tokens)
+
+
+def plain(arguments: argparse.Namespace, rate: float, steps: int, seed: int) -> tuple[float, Callable]:
+    torch.manual_seed(seed)
+    train = token_tensor(arguments.tokens, "train")
+    model = PlainGPT(LAYERS, WIDTH, HEADS, train.shape[1])
+    for module in model.modules():
+        # nanoGPT's initialisation.
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    for block in model.blocks:
+        for layer in (block.project, block.contract):
+            nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * LAYERS))
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
+    order = torch.cat([torch.randperm(len(train)) for _ in range(math.ceil(steps * BATCH / len(train)))])
+    started = time.perf_counter()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * schedule(step, steps, WARM_UP)
+        loss = model(train[order[step * BATCH : (step + 1) * BATCH]])
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return time.perf_counter() - started, model.eval()
+
+
+def ours(arguments: argparse.Namespace, rate: float, steps: int, seed: int) -> tuple[float, Callable]:
+    from hf_igpt import ImageGPTForCausalImageModeling
+
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = Path(folder) / "small", Path(folder) / "large"
+        begin = {"tokens": arguments.small_tokens, "palette": arguments.small_palette, "image_size": 8}
+        first = _pretrain(small, rate, arguments.small_steps, seed, arguments.cpu_threads, **begin)
+        go_on = {"tokens": arguments.tokens, "palette": arguments.palette, "init_from": small / "model"}
+        second = _pretrain(large, rate, steps, seed, arguments.cpu_threads, **go_on)
+        model = ImageGPTForCausalImageModeling.from_pretrained(large / "model").eval()
+    return first + second, lambda tokens: model(labels=tokens).loss
+
+
+def _pretrain(folder: Path, rate: float, steps: int, seed: int, threads: int, tokens: str, **more: Any) -> float:
+    """Seconds of training of one run of the recipe."""
+    from hf_igpt.commands.pretrain import parse
+    from hf_igpt.training.pretraining import pretrain
+
+    options = {"tokens": tokens, "output_dir": folder, "learning_rate": rate, "max_steps": steps, "eval_steps": steps}
+    options |= {"seed": seed, "cpu_threads": threads, **more}
+    options["warmup_epochs"] = WARM_UP * steps * BATCH / len(load_tokens(tokens)["train"])
+    return pretrain(parse([RECIPE, *(f"--{name}={value}" for name, value in options.items())]))["training_seconds"]
+
+
+CONTESTANTS = {"native": native, "plain": plain, "ours": ours}
+
+
+def summarize(arguments: argparse.Namespace) -> None:
+    """Of each contestant the fastest schedule and rate that reach the target on average over at least three seeds."""
+    results = [read_results(path) for path in arguments.summarize]
+    if len({result["metrics"]["tokens"] for result in results}) > 1:
+        raise SystemExit("The contestants had other tokens, so their likelihoods can't be compared.")
+    rows = {}
+    for result in results:
+        groups: dict[tuple, list[dict[str, Any]]] = {}
+        for run in result["metrics"]["runs"]:
+            key = (run["learning_rate"], run["steps"], run["cpu_threads"], run.get("small_steps"))
+            groups.setdefault(key, []).append(run)
+        reached = []
+        for (rate, steps, threads, small_steps), runs in groups.items():
+            nats = [run["validation_nats_per_token"] for run in runs]
+            if len(runs) >= 3 and statistics.mean(nats) <= arguments.target:
+                seconds = [run["seconds"] for run in runs]
+                reached.append(
+                    {
+                        "learning_rate": rate,
+                        "steps": steps,
+                        "cpu_threads": threads,
+                        "small_steps": small_steps,
+                        "seeds": sorted(run["seed"] for run in runs),
+                        "validation_nats_per_token": nats,
+                        "seconds": seconds,
+                        "median_seconds": statistics.median(seconds),
+                    }
+                )
+        if not reached:
+            raise SystemExit(f"{result['metrics']['contestant']} has no three seeds that reach {arguments.target}.")
+        best = min(reached, key=lambda row: row["median_seconds"])
+        tried = sorted({(run["learning_rate"], run["steps"]) for run in result["metrics"]["runs"]})
+        source = {name: result[name] for name in ("command", "commit", "hardware", "versions")}
+        rows[result["metrics"]["contestant"]] = best | {"tried": tried, "source": source}
+    for name, row in rows.items():
+        print(f"{name:8}{row['median_seconds']:8.1f} s{row['steps']:6} steps of {row['learning_rate']:g}")
+    peers = [row["median_seconds"] for name, row in rows.items() if name != "ours"]
+    ratio = min(peers) / rows["ours"]["median_seconds"]
+    print(f"ours is {ratio:.2f} times faster than the better peer")
+    metrics = {"target": arguments.target, "contestants": rows, "times_faster_than_the_better_peer": ratio}
+    metrics |= {name: results[0]["metrics"][name] for name in ("sizes", "tokens")}
+    write_results(arguments.output, metrics=metrics, arguments=vars(arguments))
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--tokens", help="tokens that hf-igpt tokenize_dataset wrote")
+    options.add_argument("--contestant", choices=CONTESTANTS)
+    options.add_argument("--learning_rate", type=float, nargs="+", help="peak learning rates of Adam")
+    options.add_argument("--steps", type=int, nargs="+", help="lengths of schedules")
+    options.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options.add_argument("--palette", help="of ours: a folder with the image processor of the tokens")
+    options.add_argument("--small_tokens", help="of ours: the same images in 8x8, tokens of the same palette")
+    options.add_argument("--small_palette", help="of ours: a folder with their image processor")
+    options.add_argument("--small_steps", type=int, default=0, help="of ours: length of the schedule on them")
+    options.add_argument("--cpu_threads", type=int, default=2)
+    options.add_argument("--summarize", nargs="+", help="files of contestants to compare, instead of a run")
+    options.add_argument("--target", type=float, help="validation nats/token to reach")
+    options.add_argument("--output", required=True, help="results JSON to write")
+    arguments = options.parse_args()
+    if arguments.summarize:
+        summarize(arguments)
+        return
+    torch.set_num_threads(arguments.cpu_threads)
+    runs = read_results(arguments.output)["metrics"]["runs"] if Path(arguments.output).is_file() else []
+    images = token_tensor(arguments.tokens, "validation")[:VALIDATION_IMAGES]
+    for steps in arguments.steps:
+        for rate in arguments.learning_rate:
+            for seed in arguments.seeds:
+                key = {"learning_rate": rate, "steps": steps, "seed": seed, "cpu_threads": arguments.cpu_threads}
+                if arguments.contestant == "ours":
+                    key["small_steps"] = arguments.small_steps
+                if any(key.items() <= run.items() for run in runs):
+                    continue
+                seconds, loss = CONTESTANTS[arguments.contestant](arguments, rate, steps, seed)
+                runs.append(key | {"seconds": seconds, "validation_nats_per_token": validation_nats(loss, images)})
+                print(json.dumps(runs[-1]), flush=True)
+                metrics = {"contestant": arguments.contestant, "runs": runs, "sizes": [LAYERS, WIDTH, HEADS, BATCH]}
+                metrics["tokens"] = tokens_info(load_tokens(arguments.tokens))["token_hash"]
+                write_results(arguments.output, metrics=metrics, arguments=vars(arguments))
+
+
+if __name__ == "__main__":
+    main()
