@@ -281,7 +281,7 @@ def main() -> None:
     options.add_argument("--tokens", required=True, help="tokens of a palette with 512 colours and labels")
     options.add_argument("--trials", nargs="+", choices=TRIALS, default=list(TRIALS))
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    options.add_argument("--steps", type=int, default=400)
+    options.add_argument("--steps", type=int, default=300)
     options.add_argument("--learning_rate", type=float, default=0.006)
     options.add_argument("--matrix_learning_rate", type=float, default=0.02)
     options.add_argument("--cpu_threads", type=int, default=1)

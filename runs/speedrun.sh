@@ -25,7 +25,7 @@ ours --small_steps 250 --steps 60 --learning_rate 0.006 0.01 0.015
 race plain --steps 700 --learning_rate 0.004 0.006 0.008 0.012
 race native --steps 700 --learning_rate 0.004 0.006 0.009
 # The best of each.
-ours --small_steps 250 --steps 60 --learning_rate 0.01 --seeds 0 1 2
+ours --small_steps 250 --steps 80 --learning_rate 0.01 --seeds 0 1 2
 race plain --steps 700 --learning_rate 0.012 --seeds 0 1 2
 race native --steps 700 --learning_rate 0.004 --seeds 0 1 2
 python benchmarks/speedrun.py --summarize "$output"/{native,plain,ours}.json --target 2.86 \
