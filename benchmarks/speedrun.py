@@ -8,8 +8,8 @@
 Models of the same size see the same training images in batches of the same size, and score every pixel. Each run is a
 whole schedule, warm-up and cosine to zero, and ends with the likelihood of the same validation images. What counts is
 the time of training alone, on a machine with nothing else on it. Lengths and rates are tuned for each contestant with
-one seed; the best are then run with three, the contestants in turn, so that an hour in which the machine is slow is slow
-for all of them.
+one seed; the best are then run with three, the contestants in turn, so that an hour in which the machine is slow is
+slow for all of them.
 
 - native: transformers' ImageGPT under its Trainer, with the paper's Adam (betas 0.9 and 0.95, no weight decay, no
   dropout). The loss is taken from its logits, for its own can't score the first pixel.

@@ -28,6 +28,8 @@ from benchmark_tables import (
     scaling_table,
     windows_time_table,
 )
+from option_tables import speedrun_ratio, speedrun_table
+from published_table import published_table
 from question_tables import (
     best_layer,
     hybrid_attention_table,
@@ -296,6 +298,7 @@ README_TABLES: dict[str, Callable[[], str]] = {
     "decoding-steps": decoding_table,
     "probes": probes_table,
     "benchmarks": benchmarks_table,
+    "published": published_table,
 }
 MARKED: dict[str, Callable[[], str]] = {
     **README_TABLES,
@@ -314,6 +317,8 @@ MARKED: dict[str, Callable[[], str]] = {
     "windows-time": windows_time_table,
     "hybrid-attention": hybrid_attention_table,
     "runs": runs_table,
+    "speedrun": speedrun_table,
+    "speedrun-ratio": speedrun_ratio,
     "resolution": resolution_table,
     "codes-probe": partial(best_layer, "three-kinds-vqvae-probe"),
     "colors-probe": partial(best_layer, "three-kinds-palette-probe"),

@@ -29,7 +29,7 @@ def tokens(run, tmp_path_factory) -> Path:
     """A folder with the tokens of a few digits."""
     folder = tmp_path_factory.mktemp("race")
     few = ("--dataset_name", "digits", "--max_images", 100)
-    fitted = run("fit_palette", *few, "--num_colors", 16, "--output_dir", "palette", cwd=folder)
+    fitted = run("fit_palette", *few, "--num_colors", 16, "--image_size", 8, "--output_dir", "palette", cwd=folder)
     tokenized = run("tokenize_dataset", *few, "--palette", "palette", "--output_dir", "tokens", cwd=folder)
     assert (fitted.status, tokenized.status) == (0, 0), fitted.stderr + tokenized.stderr
     return folder / "tokens"
@@ -39,15 +39,15 @@ def tokens(run, tmp_path_factory) -> Path:
 def test_contestants_train_are_scored_on_every_pixel_and_never_twice(contestant, tokens, tmp_path, monkeypatch):
     arguments = ["--tokens", tokens, "--contestant", contestant, "--learning_rate", 0.01, "--cpu_threads", 1]
     arguments += ["--output", tmp_path / "runs.json"]
-    call(monkeypatch, "speedrun", *arguments, "--steps", 1, 12)
-    untrained, trained = json.loads((tmp_path / "runs.json").read_text())["metrics"]["runs"]
-    # The first step of a warm-up has a rate of zero.
-    assert untrained["validation_nats_per_token"] == pytest.approx(math.log(512), abs=0.1)
-    assert trained["validation_nats_per_token"] < 5 and trained["seconds"] > 0
+    call(monkeypatch, "speedrun", *arguments, "--steps", 1, 4)
+    once, often = json.loads((tmp_path / "runs.json").read_text())["metrics"]["runs"]
+    # No better than by chance after one step, on every pixel of the digits.
+    assert 0 < often["validation_nats_per_token"] < 5 < once["validation_nats_per_token"] < 1.2 * math.log(512)
+    assert often["seconds"] > 0
     call(monkeypatch, "speedrun", *arguments, "--steps", 1, "--seeds", 0, 1)
     runs = json.loads((tmp_path / "runs.json").read_text())["metrics"]["runs"]
-    assert [(run["steps"], run["seed"]) for run in runs] == [(1, 0), (12, 0), (1, 1)]
-    assert runs[:2] == [untrained, trained]
+    assert [(run["steps"], run["seed"]) for run in runs] == [(1, 0), (4, 0), (1, 1)]
+    assert runs[:2] == [once, often]
 
 
 def raced(path: Path, contestant: str, runs: list[tuple[float, int, int, float, float]], tokens: str = "a") -> Path:
@@ -70,11 +70,15 @@ def test_the_fastest_schedule_that_reaches_the_target_with_three_seeds_counts(tm
         raced(tmp_path, "native", [(0.1, 20, seed, 60.0, 2.8) for seed in range(3)]),
         raced(tmp_path, "ours", [(0.1, 5, seed, 10.0, 2.85) for seed in range(3)]),
     ]
+    # Another file of the same contestant counts by itself, and among what was tried.
+    (tmp_path / "tuning").mkdir()
+    files.append(raced(tmp_path / "tuning", "plain", [(0.3, 20, 1, 1.0, 2.8), (0.1, 10, 2, 1.0, 2.8)]))
     output = ["--target", 2.86, "--output", tmp_path / "out.json"]
     call(monkeypatch, "speedrun", "--summarize", *files, *output)
     metrics = json.loads((tmp_path / "out.json").read_text())["metrics"]
     plain = metrics["contestants"]["plain"]
     assert (plain["steps"], plain["median_seconds"], plain["seeds"]) == (20, 31.0, [0, 1, 2])
+    assert plain["tried"] == [[0.1, 10], [0.1, 20], [0.2, 10], [0.3, 20]]
     assert metrics["times_faster_than_the_better_peer"] == pytest.approx(3.1)
     with pytest.raises(SystemExit, match="ours has no three seeds that reach 2.8"):
         call(monkeypatch, "speedrun", "--summarize", *files, "--target", 2.8, "--output", tmp_path / "out.json")

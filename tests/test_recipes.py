@@ -38,6 +38,7 @@ def test_which_recipes_there_are():
     sizes = ("cifar10", "digits", "imagenet32-igpt-l", "imagenet32-igpt-m", "imagenet32-igpt-s")
     others = ("cifar10-cpu", "cifar10-masked-cpu", "imagenet48-igpt-l", "imagenet64-igpt-xl")
     others += ("imagenet64-igpt-s-windows", "cifar10-cpu-progressive", "cifar10-rgb", "imagenet192-codes-igpt-l")
+    others += ("cifar10-speedrun", "cifar10-best", "cifar10-best-cpu")
     assert {*others, *sizes, *(f"{name}-masked" for name in sizes)} == set(NAMES)
     assert (ROOT / "recipes").resolve() == SHIPPED_RECIPES.resolve()
     assert Path(hf_igpt.__file__).parent in SHIPPED_RECIPES.parents
