@@ -185,10 +185,10 @@ def summarize(arguments: argparse.Namespace) -> None:
     if len({result["metrics"]["tokens"] for result in results}) > 1:
         raise SystemExit("The contestants had other tokens, so their likelihoods can't be compared.")
     reached: dict[str, list[dict[str, Any]]] = {}
-    tried: dict[str, set[tuple[float, int]]] = {}
+    tried: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         contestant, runs = result["metrics"]["contestant"], result["metrics"]["runs"]
-        tried.setdefault(contestant, set()).update((run["learning_rate"], run["steps"]) for run in runs)
+        tried.setdefault(contestant, []).extend(runs)
         source = {name: result[name] for name in ("command", "commit", "hardware", "versions")}
         found = [schedule | {"source": source} for schedule in _schedules(runs)]
         reached.setdefault(contestant, []).extend(
@@ -199,7 +199,7 @@ def summarize(arguments: argparse.Namespace) -> None:
         if not found:
             raise SystemExit(f"{contestant} has no three seeds that reach {arguments.target}.")
         best = min(found, key=lambda schedule: schedule["median_seconds"])
-        rows[contestant] = best | {"tried": sorted(tried[contestant])}
+        rows[contestant] = best | {"tried": tried[contestant]}
     for name, row in rows.items():
         print(f"{name:8}{row['median_seconds']:8.1f} s{row['steps']:6} steps of {row['learning_rate']:g}")
     peers = [row["median_seconds"] for name, row in rows.items() if name != "ours"]

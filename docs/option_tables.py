@@ -24,7 +24,8 @@ def speedrun_table() -> str:
         seconds = ", ".join(f"{each:.0f}" for each in row["seconds"])
         nats = ", ".join(f"{each:.3f}" for each in row["validation_nats_per_token"])
         steps = f"{row['steps']}, after {row['small_steps']} of 8x8" if row["small_steps"] else f"{row['steps']}"
-        tried = ", ".join(f"{rate:g}" for rate in sorted({rate for rate, _ in row["tried"]}))
+        rates = sorted({run["learning_rate"] for run in row["tried"]})
+        tried = ", ".join(f"{rate:g}" for rate in rates)
         rows.append(
             f"| {CONTESTANTS[name]} | **{row['median_seconds']:.0f}** | {seconds} | {nats} | {steps} "
             f"| {row['learning_rate']:g} | {tried} |"

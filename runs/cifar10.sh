@@ -3,7 +3,7 @@
 # neighbours, few labels, and classifiers for CIFAR-10 and CIFAR-100: `runs/cifar10.sh RECIPE`, where RECIPE is cifar10
 # (by default), cifar10-best, cifar10-masked or cifar10-rgb. It stops after 8 minutes with all work saved and exit code
 # 124. Run again, it goes on and redoes nothing that is finished. OUTPUT chooses a folder, DATASET and DATASET_100 copies
-# of the images, MINUTES another time, 0 for no end.
+# of the images, MINUTES another time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 recipe="${1:-cifar10}"
@@ -13,10 +13,8 @@ dataset_100="${DATASET_100:-uoft-cs/cifar100}"
 minutes="${MINUTES:-8}"
 
 run() {
-    local left=0
-    if [ "$minutes" != 0 ]; then left=$((60 * minutes - SECONDS)); fi
-    # For timeout 0 would be no end.
-    if [ "$left" -lt 0 ] || { [ "$left" = 0 ] && [ "$minutes" != 0 ]; }; then left=1; fi
+    local left=$((60 * minutes - SECONDS))
+    if [ "$left" -le 0 ]; then exit 124; fi
     # SIGTERM ends training after a whole step that is saved.
     timeout --signal TERM "$left" hf-igpt "$@"
 }

@@ -7,25 +7,15 @@ set -euo pipefail
 output="${OUTPUT:-outputs/options}"
 dataset="${DATASET:-uoft-cs/cifar10}"
 cd "$(dirname "$0")/.."
+source runs/parts/small_cifar10.sh
 
-images=(--dataset_name "$dataset")
-results=()
-probes=()
 for seed in 0 1; do
-    for run in adam-0.003 adam-0.006 adam-0.01 rotary-0.006 muon-0.006 muon-rotary-0.006; do
-        options=(--learning_rate "${run##*-}")
-        if [[ $run == muon* ]]; then options+=(--optimizer muon); fi
-        if [[ $run == *rotary* ]]; then options+=(--rotary_base 100); fi
-        hf-igpt pretrain cifar10-cpu "${images[@]}" --hidden_size 64 --num_attention_heads 2 --max_steps 700 \
-            --warmup_epochs 0.05 --eval_steps 700 --sample_steps 0 --cpu_threads 1 --seed "$seed" \
-            --output_dir "$output/$run-$seed" "${options[@]}"
-        hf-igpt probe --model "$output/$run-$seed/model" --dataset_name "$dataset" --max_images 10000 \
-            --cpu_threads 1 --output_dir "$output/$run-$seed-probe"
-        results+=("$output/$run-$seed")
-        probes+=("$output/$run-$seed-probe")
-        # The first run's palette and tokens serve the others.
-        images=(--tokens "$output/adam-0.003-0/tokens")
+    for rate in 0.003 0.006 0.01; do
+        train_and_probe "adam-$rate" "$seed" --learning_rate "$rate"
     done
+    train_and_probe rotary-0.006 "$seed" --learning_rate 0.006 --rotary_base 100
+    train_and_probe muon-0.006 "$seed" --learning_rate 0.006 --optimizer muon
+    train_and_probe muon-rotary-0.006 "$seed" --learning_rate 0.006 --optimizer muon --rotary_base 100
 done
 python benchmarks/options.py --results "${results[@]}" --probes "${probes[@]}" --output "$output/options.json"
 python benchmarks/option_trials.py --tokens "$output/adam-0.003-0/tokens" --output "$output/option-trials.json"

@@ -66,14 +66,14 @@ def test_the_gpu_run_takes_a_recipe_and_a_copy_of_the_images(recipe, start, tmp_
     }
 
 
-def test_the_gpu_run_stops_in_time_and_starts_nothing_after_it(start):
-    script = (ROOT / "runs" / "cifar10.sh").read_text().replace("60 * minutes", "8 * minutes")
-    path = ROOT / "runs" / ".seconds-for-minutes.sh"
-    path.write_text(script)
-    try:
-        began = time.monotonic()
-        status, started = start(path, MINUTES="1", SLOW="probe")
-        assert status == 124 and time.monotonic() - began < 30
-        assert [line[1] for line in started] == ["pretrain", "evaluate", "sample", "probe"]
-    finally:
-        path.unlink()
+def test_the_gpu_run_stops_in_time_and_starts_nothing_after_it(start, tmp_path):
+    script = (ROOT / "runs" / "cifar10.sh").read_text()
+    assert script.count("60 * minutes") == 1
+    path = tmp_path / "runs" / "seconds-for-minutes.sh"
+    path.parent.mkdir()
+    path.write_text(script.replace("60 * minutes", "8 * minutes"))
+    began = time.monotonic()
+    status, started = start(path, MINUTES="1", SLOW="probe")
+    assert status == 124 and time.monotonic() - began < 30
+    assert [line[1] for line in started] == ["pretrain", "evaluate", "sample", "probe"]
+    assert start(path, MINUTES="0") == (124, [])
