@@ -436,7 +436,7 @@ def test_a_loss_that_is_nan_stops(run, tmp_path):
 
 MISTAKES = {
     "pretrain": [
-        (["nothing"], "No recipe 'nothing': give a path, or one of cifar10, cifar10-cpu, "),
+        (["nothing"], "No recipe 'nothing': give a path, or one of cifar10, cifar10-best, "),
         (["tiny.yaml", "--attn_implementation", "flash_attention_2"], "trains on a GPU only, and there is none"),
         (["tiny.yaml", "--attn_implementation", "flex_attention"], "trains on a GPU only, and there is none"),
         (["tiny.yaml", "--augmentation", "random_resized_crop"], "needs `crop_size`"),
