@@ -298,7 +298,7 @@ def main() -> None:
                 continue
             runs.append(key | trial(data, TRIALS[name], arguments, seed))
             print(json.dumps(runs[-1]), flush=True)
-            metrics = {"runs": runs, "sizes": [LAYERS, WIDTH, HEADS, BATCH]}
+            metrics = {"runs": runs, "sizes": [LAYERS, WIDTH, HEADS, BATCH], "probe_images": PROBE_IMAGES}
             metrics["tokens"] = tokens_info(load_tokens(arguments.tokens))["token_hash"]
             seeds = {f"run {number}": number for number in sorted({run["seed"] for run in runs})}
             write_results(arguments.output, metrics=metrics, arguments=vars(arguments), seeds=seeds)

@@ -1,6 +1,8 @@
 """Tables of what options are worth."""
 
-from table_parts import RESULTS
+from typing import Any
+
+from table_parts import RESULTS, likelihood_and_probe, listed, probe_note
 
 from hf_igpt.results import read_results
 
@@ -45,3 +47,28 @@ def speedrun_ratio() -> str:
     """How many times less time ours takes than the better peer."""
     metrics = read_results(RESULTS / "speedrun.json")["metrics"]
     return f"{metrics['times_faster_than_the_better_peer']:.1f}"
+
+
+def trials_table() -> str:
+    """Options that the package doesn't have, each on one small GPT, over seeds."""
+    results = read_results(RESULTS / "option-trials.json")
+    metrics, arguments = results["metrics"], results["arguments"]
+    rows = ["| option | nats/token on validation | its seeds | probe on test | its seeds |", "|---" * 5 + "|"]
+    by_option: dict[str, list[dict[str, Any]]] = {}
+    for run in sorted(metrics["runs"], key=lambda run: run["seed"]):
+        by_option.setdefault(run["option"], []).append(run)
+    for option, runs in by_option.items():
+        rows.append(f"| {option} | {likelihood_and_probe(runs)} |")
+        seeing = [run | {"probe": run["probe_that_sees_all"]} for run in runs if "probe_that_sees_all" in run]
+        if seeing:
+            probes = " | ".join(likelihood_and_probe(seeing).split(" | ")[2:])
+            rows.append(f"| the same, features of pixels that see the whole image | | | {probes} |")
+    layers, width, heads, batch = metrics["sizes"]
+    accuracy = by_option["nothing"][0]["probe"]["test_accuracy"]
+    note = (
+        f"A GPT of {layers} blocks, {width} wide, {heads} heads, with Muon and rotary positions; CIFAR-10 at 16x16, "
+        f"{arguments['steps']} steps of {batch} images, seeds {listed(results['seeds'].values())}. "
+        f"{probe_note(metrics['probe_images'], accuracy)} "
+        "[options.sh](runs/options.sh), [JSON](docs/results/option-trials.json)."
+    )
+    return "\n".join([*rows, "", note])

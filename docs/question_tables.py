@@ -1,37 +1,32 @@
 """Tables and figures of the pages that answer questions, each from results JSONs."""
 
-import math
 import re
-from typing import Any
 
-from table_parts import RESULTS, ROOT, percent
+from table_parts import RESULTS, ROOT, likelihood_and_probe, listed, percent, probe_note
 
 from hf_igpt.results import read_results
 
 
-def hybrid_attention_table() -> str:
-    """Likelihood and probes at equal steps of runs that differ in their attention alone."""
-    results = read_results(RESULTS / "hybrid-attention.json")
+def compared_runs_table(name: str, what: str) -> str:
+    """Likelihood and probes at equal steps of runs that differ in what a script of this name in `runs` compares."""
+    results = read_results(RESULTS / f"{name}.json")
     metrics, arguments = results["metrics"], results["arguments"]
-    rows = ["| attention | nats/token on validation | its seeds | probe on test | its seeds | GFLOP an image |"]
+    compared = metrics[what]
+    rows = [f"| {what} | nats/token on validation | its seeds | probe on test | its seeds | GFLOP an image |"]
     rows.append("|---" * 6 + "|")
-    for name, row in metrics["attention"].items():
-        nats = ", ".join(f"{run['validation_nats_per_token']:.3f}" for run in row["runs"])
-        probes = ", ".join(
-            f"{percent(run['probe']['test_accuracy'])} (layer {run['probe']['layer']})" for run in row["runs"]
-        )
-        rows.append(
-            f"| {name} | **{row['nats_per_token']:.3f}** | {nats} | **{percent(row['probe_test_accuracy'])}** "
-            f"| {probes} | {row['training_gflop_per_image']:.3f} |"
-        )
-    probe = metrics["attention"]["full"]["runs"][0]["probe"]
+    rows += [
+        f"| {label} | {likelihood_and_probe(row['runs'])} | {row['training_gflop_per_image']:.3f} |"
+        for label, row in compared.items()
+    ]
+    probe = next(iter(compared.values()))["runs"][0]["probe"]
     side = arguments["image_size"][0]
     note = (
         f"CIFAR-10 at {side}x{side}, {metrics['optimizer_steps']} steps of {arguments['total_batch_size']} images, "
         f"{arguments['num_hidden_layers']} blocks, {arguments['hidden_size']} wide, "
-        f"{metrics['parameters'] / 1e6:.2f}M parameters, seeds {_listed(results['seeds'].values())}; the colours' "
-        f"frequencies alone have {metrics['unigram_nats_per_token']:.3f} nats/token. {_probe_note(probe)} "
-        "[hybrid-attention.sh](runs/hybrid-attention.sh), [JSON](docs/results/hybrid-attention.json)."
+        f"{metrics['parameters'] / 1e6:.2f}M parameters, seeds {listed(results['seeds'].values())}; the colours' "
+        f"frequencies alone have {metrics['unigram_nats_per_token']:.3f} nats/token. "
+        f"{probe_note(probe['num_images'], probe['test_accuracy'])} "
+        f"[{name}.sh](runs/{name}.sh), [JSON](docs/results/{name}.json)."
     )
     return "\n".join([*rows, "", note])
 
@@ -58,12 +53,14 @@ def resolution_table() -> str:
             f"{row['feature_gflop_per_image']:.3f}",
         )
         rows.append(f"| {' | '.join(cells)} |")
+    probe = sizes[0]["probe"]
+    note_of_probe = probe_note(probe["num_images"], probe["test_accuracy"])
     note = (
         f"CIFAR-10, {metrics['optimizer_steps']} steps of {arguments['total_batch_size']} images, "
         f"{arguments['num_hidden_layers']} blocks, {arguments['hidden_size']} wide, seed {results['seeds']['seed']}, "
         "the same images and the palette of the largest ones. ± is the standard error over "
         f"{sizes[0]['validation_images']:,} images. GFLOP forward and backward, and forward of the blocks for "
-        f"features, from the config. {_probe_note(sizes[0]['probe'])} "
+        f"features, from the config. {note_of_probe} "
         "[resolution.sh](runs/resolution.sh), [JSON](docs/results/resolution.json)."
     )
     return "\n".join([*rows, "", note])
@@ -129,16 +126,3 @@ def runs_table() -> str:
 def best_layer(name: str) -> str:
     """Accuracy on test of the best layer in the results of a probe."""
     return percent(read_results(RESULTS / f"{name}.json")["metrics"]["best"]["test_accuracy"])
-
-
-def _probe_note(probe: dict[str, Any]) -> str:
-    images, accuracy = probe["num_images"], probe["test_accuracy"]
-    error = math.sqrt(accuracy * (1 - accuracy) / images["test"])
-    return (
-        f"Probe: logistic regression on the best layer, which validation chose, {images['train']:,} training and "
-        f"{images['test']:,} test images, so that an accuracy has a standard error of {100 * error:.1f} points."
-    )
-
-
-def _listed(values: Any) -> str:
-    return " and ".join(map(str, values))

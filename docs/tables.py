@@ -28,11 +28,11 @@ from benchmark_tables import (
     scaling_table,
     windows_time_table,
 )
-from option_tables import speedrun_ratio, speedrun_table
+from option_tables import speedrun_ratio, speedrun_table, trials_table
 from published_table import published_table
 from question_tables import (
     best_layer,
-    hybrid_attention_table,
+    compared_runs_table,
     model_sizes_table,
     resolution_table,
     runs_table,
@@ -315,8 +315,10 @@ MARKED: dict[str, Callable[[], str]] = {
     "plans": plans_text,
     "attention-cost": attention_cost_table,
     "windows-time": windows_time_table,
-    "hybrid-attention": hybrid_attention_table,
+    "hybrid-attention": partial(compared_runs_table, "hybrid-attention", "attention"),
     "runs": runs_table,
+    "option-runs": partial(compared_runs_table, "options", "options"),
+    "option-trials": trials_table,
     "speedrun": speedrun_table,
     "speedrun-ratio": speedrun_ratio,
     "resolution": resolution_table,
