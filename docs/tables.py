@@ -28,7 +28,7 @@ from benchmark_tables import (
     scaling_table,
     windows_time_table,
 )
-from option_tables import speedrun_ratio, speedrun_table, trials_table
+from option_tables import speedrun_ratio, speedrun_table
 from published_table import published_table
 from question_tables import (
     best_layer,
@@ -317,8 +317,6 @@ MARKED: dict[str, Callable[[], str]] = {
     "windows-time": windows_time_table,
     "hybrid-attention": partial(compared_runs_table, "hybrid-attention", "attention"),
     "runs": runs_table,
-    "option-runs": partial(compared_runs_table, "options", "options"),
-    "option-trials": trials_table,
     "speedrun": speedrun_table,
     "speedrun-ratio": speedrun_ratio,
     "resolution": resolution_table,
