@@ -14,6 +14,9 @@ from hf_igpt.training.cost import training_flops
 from hf_igpt.training.pretraining import model_config
 
 
+VALIDATED_ON = ("num_images", "unigram_nats_per_token")
+
+
 def options_parser(description: str | None) -> argparse.ArgumentParser:
     """What every comparison is asked for."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,10 +83,22 @@ def over_seeds(
     probes: dict[str, dict[str, Any]],
     name_of: Callable[[dict[str, Any]], str],
 ) -> dict[str, dict[str, Any]]:
-    """Likelihood, probe and cost of runs that `name_of` calls the same, with their means over seeds; prints them."""
+    """
+    Likelihood, probe and cost of runs that `name_of` calls the same, with their means over seeds; prints them.
+
+    Raises:
+        SystemExit: the runs were validated on different images, or two of one name have the same seed.
+    """
+    # The same images have the same frequencies of colours.
+    seen = {tuple(result["metrics"]["validation"][name] for name in VALIDATED_ON) for result in results}
+    if len(seen) > 1:
+        raise SystemExit("The runs were validated on different images: they can't be compared.")
     rows: dict[str, dict[str, Any]] = {}
     for result in results:
-        row = rows.setdefault(name_of(result["arguments"]), {"runs": []})
+        name = name_of(result["arguments"])
+        row = rows.setdefault(name, {"runs": []})
+        if result["seeds"]["seed"] in [run["seed"] for run in row["runs"]]:
+            raise SystemExit(f"Two runs of {name} have the seed {result['seeds']['seed']}: leave one out.")
         row["training_gflop_per_image"] = training_flops(config_of(result)) / 1e9
         row["runs"].append(
             {

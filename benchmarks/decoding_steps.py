@@ -19,8 +19,8 @@ import time
 import numpy as np
 
 from hf_igpt.commands.checkpoints import load_checkpoint, load_matching_tokens
+from hf_igpt.data.token_store import token_rows
 from hf_igpt.evaluation import log_likelihood
-from hf_igpt.evaluation.likelihood import token_rows
 from hf_igpt.generation import sample
 from hf_igpt.results import write_results
 

@@ -1,15 +1,14 @@
 """Options of other papers that might make a small next-pixel model better, one at a time, on one small GPT.
 
     python benchmarks/option_trials.py --tokens outputs/options/adam-0.003-0/tokens --seeds 0 1 \
-        --output outputs/options/trials.json
+        --output outputs/options/option-trials.json
 
 Every trial has the same images in the same order, the same steps and the same optimizer (`--optimizer muon` of the
 package) and the rotary positions of the package; what it changes is in `TRIALS`. Each ends with the likelihood of
 validation images in raster order and, of its features' means over an image, with logistic regression on every layer.
 The layer and the penalty are chosen on validation images, and the accuracy is that of test images.
 
-A trial that is in the output file already is not repeated. What pays here has its place in the package; this file is
-the record of what doesn't.
+A trial that is in the output file already is not repeated.
 """
 
 import argparse
@@ -18,17 +17,16 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from plain_gpt import schedule
+from resumed_runs import ResumedRuns
 from torch import nn
 
 from hf_igpt.data.token_store import load_tokens, token_rows, tokens_info
 from hf_igpt.evaluation.logistic import fit_logistic
-from hf_igpt.results import read_results, write_results
 from hf_igpt.training.muon import MuonAdamW
 
 
@@ -198,7 +196,9 @@ def train(
     optimizer = MuonAdamW(groups_of(model, arguments.matrix_learning_rate), lr=arguments.learning_rate)
     rates = [group["lr"] for group in optimizer.param_groups]
     steps = arguments.steps
-    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))[: steps * BATCH]
+    generator = torch.Generator().manual_seed(seed)
+    epochs = [torch.randperm(len(tokens), generator=generator) for _ in range(math.ceil(steps * BATCH / len(tokens)))]
+    order = torch.cat(epochs)[: steps * BATCH]
     average = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     started = time.perf_counter()
     for step, images in enumerate(order.split(BATCH)):
@@ -288,21 +288,18 @@ def main() -> None:
     options.add_argument("--output", required=True, help="results JSON to write")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.cpu_threads)
-    runs = read_results(arguments.output)["metrics"]["runs"] if Path(arguments.output).is_file() else []
     data = read_data(arguments.tokens)
     shared = {name: getattr(arguments, name) for name in ("steps", "learning_rate", "matrix_learning_rate")}
+    shared |= {"sizes": [LAYERS, WIDTH, HEADS, BATCH], "probe_images": PROBE_IMAGES}
+    shared["tokens"] = tokens_info(load_tokens(arguments.tokens))["token_hash"]
+    finished = ResumedRuns(arguments.output, shared)
     for seed in arguments.seeds:
         for name in arguments.trials:
-            key = {"option": name, "seed": seed, **shared}
-            if any(key.items() <= run.items() for run in runs):
-                continue
-            runs.append(key | trial(data, TRIALS[name], arguments, seed))
-            print(json.dumps(runs[-1]), flush=True)
-            metrics = {"runs": runs, "sizes": [LAYERS, WIDTH, HEADS, BATCH], "probe_images": PROBE_IMAGES}
-            metrics["tokens"] = tokens_info(load_tokens(arguments.tokens))["token_hash"]
-            seeds = {f"run {number}": number for number in sorted({run["seed"] for run in runs})}
-            write_results(arguments.output, metrics=metrics, arguments=vars(arguments), seeds=seeds)
-    show(runs)
+            key = {"option": name, "seed": seed}
+            if not finished.has(key):
+                finished.add(key | trial(data, TRIALS[name], arguments, seed), vars(arguments))
+                print(json.dumps(finished.runs[-1]), flush=True)
+    show(finished.runs)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ VARIED = ("optimizer", "rotary_base", "learning_rate", "seed", "output_dir", "da
 def options_of(arguments: dict[str, Any]) -> str:
     name = "Muon" if arguments["optimizer"] == "muon" else "Adam"
     if arguments["rotary_base"] is not None:
-        name += " and rotary positions"
+        name += f" and rotary positions (base {arguments['rotary_base']:g})"
     return f"{name}, {arguments['learning_rate']:g}"
 
 

@@ -8,10 +8,14 @@ import argparse
 import statistics
 from typing import Any
 
-from hf_igpt.data.token_store import token_hash_in
-from hf_igpt.results import read_results, write_results
+from compared_runs import read_runs
+
+from hf_igpt.results import write_results
 
 
+# What may differ between the runs.
+VARIED = ("image_size", "max_steps", "eval_steps", "init_from", "palette")
+VARIED += ("seed", "output_dir", "dataset_name", "tokens", "num_train_epochs")
 SMALL, PROGRESSIVE, DIRECT = "small", "progressive", "direct"
 
 
@@ -19,6 +23,25 @@ def way_of(result: dict[str, Any], largest: int) -> str:
     if result["metrics"]["validation"]["tokens_per_image"] < largest:
         return SMALL
     return PROGRESSIVE if result["arguments"]["init_from"] else DIRECT
+
+
+def ways_of(results: list[dict[str, Any]], largest: int) -> dict[str, dict[int, dict[str, Any]]]:
+    """
+    The runs of every way by their seeds.
+
+    Raises:
+        SystemExit: two runs of one way have the same seed, or a way lacks a seed that another has.
+    """
+    ways: dict[str, dict[int, dict[str, Any]]] = {SMALL: {}, PROGRESSIVE: {}, DIRECT: {}}
+    for result in results:
+        way, seed = way_of(result, largest), result["seeds"]["seed"]
+        if seed in ways[way]:
+            raise SystemExit(f"Two {way} runs have the seed {seed}: leave one out.")
+        ways[way][seed] = result
+    if len({tuple(sorted(runs)) for runs in ways.values()}) > 1:
+        found = "; ".join(f"{way} {sorted(runs)}" for way, runs in ways.items())
+        raise SystemExit(f"Every way needs the same seeds, got {found}.")
+    return ways
 
 
 def summary(ways: dict[str, dict[int, dict[str, Any]]], way: str) -> dict[str, Any]:
@@ -33,7 +56,7 @@ def summary(ways: dict[str, dict[int, dict[str, Any]]], way: str) -> dict[str, A
                 "training_flops": sum(stage["metrics"]["training_flops"] for stage in stages),
                 "optimizer_steps": [stage["metrics"]["optimizer_steps"] for stage in stages],
                 "training_seconds": sum(stage["training_seconds"] for stage in stages),
-                "command": result["command"],
+                "commands": [stage["command"] for stage in stages],
                 "commit": result["commit"],
             }
         )
@@ -45,21 +68,19 @@ def main() -> None:
     options.add_argument("--results", nargs="+", required=True, help="folders of finished runs of pretrain")
     options.add_argument("--output", help="results JSON to write")
     arguments = options.parse_args()
-    results = [read_results(folder) for folder in arguments.results]
-    if len({token_hash_in(result) for result in results}) > 1:
-        raise SystemExit("The runs have different palettes: their likelihoods can't be compared.")
+    results, shared = read_runs(arguments.results, VARIED)
     largest = max(result["metrics"]["validation"]["tokens_per_image"] for result in results)
-    ways: dict[str, dict[int, dict[str, Any]]] = {SMALL: {}, PROGRESSIVE: {}, DIRECT: {}}
-    for result in results:
-        ways[way_of(result, largest)][result["seeds"]["seed"]] = result
+    ways = ways_of(results, largest)
     rows = {way: summary(ways, way) for way in (DIRECT, PROGRESSIVE)}
+    costs = [run["training_flops"] for row in rows.values() for run in row["runs"]]
+    if max(costs) > 1.01 * min(costs):
+        raise SystemExit(f"The ways differ in training FLOPs by more than 1 %: {min(costs):.4g} to {max(costs):.4g}.")
     for way, row in rows.items():
-        flops = statistics.mean(run["training_flops"] for run in row["runs"])
-        print(f"{way:12}{row['nats_per_token']:8.4f} nats/token{flops:12.3g} FLOP")
+        print(f"{way:12}{row['nats_per_token']:8.4f} nats/token{row['runs'][0]['training_flops']:12.3g} FLOP")
     if arguments.output:
-        shared = next(iter(ways[DIRECT].values()))["arguments"]
-        seeds = {f"run {seed}": seed for seed in sorted(ways[DIRECT])}
-        metrics = {"ways": rows, "parameters": results[0]["metrics"]["parameters"], "tokens_per_image": largest}
+        seeds = {f"run {seed}": seed for seed in ways[DIRECT]}
+        model = next(iter(ways[DIRECT].values()))
+        metrics = {"ways": rows, "parameters": model["metrics"]["parameters"], "tokens_per_image": largest}
         write_results(arguments.output, metrics=metrics, arguments=shared, seeds=seeds)
 
 

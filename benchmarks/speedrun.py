@@ -7,9 +7,9 @@
 
 Models of the same size see the same training images in batches of the same size, and score every pixel. Each run is a
 whole schedule, warm-up and cosine to zero, and ends with the likelihood of the same validation images. What counts is
-the time of training alone, on a machine with nothing else on it. Lengths and rates are tuned for each contestant with
-one seed; the best are then run with three, the contestants in turn, so that an hour in which the machine is slow is
-slow for all of them.
+the time of training alone, on a machine with nothing else on it: for native Trainer's `train_runtime`, for plain the
+loop, for ours the steps of both runs. Rates are tuned for each contestant with one seed; the best are then run with
+three, the contestants in turn, so that an hour in which the machine is slow is slow for all of them.
 
 - native: transformers' ImageGPT under its Trainer, with the paper's Adam (betas 0.9 and 0.95, no weight decay, no
   dropout). The loss is taken from its logits, for its own can't score the first pixel.
@@ -20,6 +20,7 @@ A run that is in the output file already is not repeated.
 """
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -32,6 +33,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from plain_gpt import PlainGPT, schedule
+from resumed_runs import ResumedRuns
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -58,10 +60,10 @@ def validation_nats(loss: Callable[[torch.Tensor], torch.Tensor], images: torch.
     return sum(float(loss(part)) * len(part) for part in parts) / len(images)
 
 
-# The contestants: each trains and returns seconds of training and the loss of a batch of images
+# The contestants: each trains and returns the seconds of its stages and the loss of a batch of images
 
 
-def native(arguments: argparse.Namespace, rate: float, steps: int, seed: int) -> tuple[float, Callable]:
+def native(arguments: argparse.Namespace, rate: float, steps: int, seed: int) -> tuple[list[float], Callable]:
     from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling, Trainer, TrainingArguments, set_seed
 
     set_seed(seed)
@@ -103,10 +105,10 @@ def native(arguments: argparse.Namespace, rate: float, steps: int, seed: int) ->
         )
         seconds = trainer.train().metrics["train_runtime"]
     model.eval()
-    return seconds, lambda tokens: loss(model(input_ids=inputs(tokens)), tokens)
+    return [seconds], lambda tokens: loss(model(input_ids=inputs(tokens)), tokens)
 
 
-def plain(arguments: argparse.Namespace, rate: float, steps: int, seed: int) -> tuple[float, Callable]:
+def plain(arguments: argparse.Namespace, rate: float, steps: int, seed: int) -> tuple[list[float], Callable]:
     torch.manual_seed(seed)
     train = token_tensor(arguments.tokens, "train")
     model = PlainGPT(LAYERS, WIDTH, HEADS, train.shape[1])
@@ -133,10 +135,10 @@ def plain(arguments: argparse.Namespace, rate: float, steps: int, seed: int) -> 
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return time.perf_counter() - started, model.eval()
+    return [time.perf_counter() - started], model.eval()
 
 
-def ours(arguments: argparse.Namespace, rate: float, steps: int, seed: int) -> tuple[float, Callable]:
+def ours(arguments: argparse.Namespace, rate: float, steps: int, seed: int) -> tuple[list[float], Callable]:
     from hf_igpt import ImageGPTForCausalImageModeling
 
     with tempfile.TemporaryDirectory() as folder:
@@ -146,7 +148,7 @@ def ours(arguments: argparse.Namespace, rate: float, steps: int, seed: int) -> t
         go_on = {"tokens": arguments.tokens, "palette": arguments.palette, "init_from": small / "model"}
         second = _pretrain(large, rate, steps, seed, arguments.cpu_threads, **go_on)
         model = ImageGPTForCausalImageModeling.from_pretrained(large / "model").eval()
-    return first + second, lambda tokens: model(labels=tokens).loss
+    return [first, second], lambda tokens: model(labels=tokens).loss
 
 
 def _pretrain(folder: Path, rate: float, steps: int, seed: int, threads: int, tokens: str, **more: Any) -> float:
@@ -157,7 +159,11 @@ def _pretrain(folder: Path, rate: float, steps: int, seed: int, threads: int, to
     options = {"tokens": tokens, "output_dir": folder, "learning_rate": rate, "max_steps": steps, "eval_steps": steps}
     options |= {"seed": seed, "cpu_threads": threads, **more}
     options["warmup_epochs"] = WARM_UP * steps * BATCH / len(load_tokens(tokens)["train"])
-    return pretrain(parse([RECIPE, *(f"--{name}={value}" for name, value in options.items())]))["training_seconds"]
+    parsed = parse([RECIPE, *(f"--{name}={value}" for name, value in options.items())])
+    sizes = (parsed.num_hidden_layers, parsed.hidden_size, parsed.num_attention_heads, parsed.total_batch_size)
+    if sizes != (LAYERS, WIDTH, HEADS, BATCH):
+        raise SystemExit(f"Recipe {RECIPE} has other sizes than its peers' {LAYERS, WIDTH, HEADS, BATCH}: {sizes}.")
+    return pretrain(parsed)["training_seconds"]
 
 
 CONTESTANTS = {"native": native, "plain": plain, "ours": ours}
@@ -210,6 +216,40 @@ def summarize(arguments: argparse.Namespace) -> None:
     write_results(arguments.output, metrics=metrics, arguments=vars(arguments))
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Raises SystemExit where an option is missing, or is one of another contestant."""
+    of_all = ("contestant", "tokens", "learning_rate", "steps")
+    of_ours = ("palette", "small_tokens", "small_palette", "small_steps")
+    wanted = ("target",) if arguments.summarize else of_all
+    if arguments.contestant == "ours":
+        wanted += of_ours
+    given = {name for name in (*of_all, *of_ours, "target") if getattr(arguments, name) is not None}
+    what = "--summarize" if arguments.summarize else f"--contestant {arguments.contestant}"
+    if missing := [name for name in wanted if name not in given]:
+        raise SystemExit(f"{what} needs --{missing[0]}.")
+    if stray := sorted(given.difference(wanted)):
+        raise SystemExit(f"{what} has no use for --{stray[0]}. Leave it out.")
+
+
+def race(arguments: argparse.Namespace) -> None:
+    """Runs one contestant with every length, rate and seed."""
+    images = token_tensor(arguments.tokens, "validation")[:VALIDATION_IMAGES]
+    shared = {"contestant": arguments.contestant, "sizes": [LAYERS, WIDTH, HEADS, BATCH]}
+    shared["tokens"] = tokens_info(load_tokens(arguments.tokens))["token_hash"]
+    finished = ResumedRuns(arguments.output, shared)
+    same = {"cpu_threads": arguments.cpu_threads}
+    if arguments.contestant == "ours":
+        same["small_steps"] = arguments.small_steps
+    for steps, rate, seed in itertools.product(arguments.steps, arguments.learning_rate, arguments.seeds):
+        key = {"learning_rate": rate, "steps": steps, "seed": seed, **same}
+        if not finished.has(key):
+            stages, loss = CONTESTANTS[arguments.contestant](arguments, rate, steps, seed)
+            found = {"seconds": sum(stages), "stage_seconds": stages}
+            found["validation_nats_per_token"] = validation_nats(loss, images)
+            finished.add(key | found, vars(arguments))
+            print(json.dumps(finished.runs[-1]), flush=True)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--tokens", help="tokens that hf-igpt tokenize_dataset wrote")
@@ -220,32 +260,18 @@ def main() -> None:
     options.add_argument("--palette", help="of ours: a folder with the image processor of the tokens")
     options.add_argument("--small_tokens", help="of ours: the same images in 8x8, tokens of the same palette")
     options.add_argument("--small_palette", help="of ours: a folder with their image processor")
-    options.add_argument("--small_steps", type=int, default=0, help="of ours: length of the schedule on them")
+    options.add_argument("--small_steps", type=int, help="of ours: length of the schedule on them")
     options.add_argument("--cpu_threads", type=int, default=2)
     options.add_argument("--summarize", nargs="+", help="files of contestants to compare, instead of a run")
     options.add_argument("--target", type=float, help="validation nats/token to reach")
     options.add_argument("--output", required=True, help="results JSON to write")
     arguments = options.parse_args()
+    check(arguments)
     if arguments.summarize:
         summarize(arguments)
         return
     torch.set_num_threads(arguments.cpu_threads)
-    runs = read_results(arguments.output)["metrics"]["runs"] if Path(arguments.output).is_file() else []
-    images = token_tensor(arguments.tokens, "validation")[:VALIDATION_IMAGES]
-    for steps in arguments.steps:
-        for rate in arguments.learning_rate:
-            for seed in arguments.seeds:
-                key = {"learning_rate": rate, "steps": steps, "seed": seed, "cpu_threads": arguments.cpu_threads}
-                if arguments.contestant == "ours":
-                    key["small_steps"] = arguments.small_steps
-                if any(key.items() <= run.items() for run in runs):
-                    continue
-                seconds, loss = CONTESTANTS[arguments.contestant](arguments, rate, steps, seed)
-                runs.append(key | {"seconds": seconds, "validation_nats_per_token": validation_nats(loss, images)})
-                print(json.dumps(runs[-1]), flush=True)
-                metrics = {"contestant": arguments.contestant, "runs": runs, "sizes": [LAYERS, WIDTH, HEADS, BATCH]}
-                metrics["tokens"] = tokens_info(load_tokens(arguments.tokens))["token_hash"]
-                write_results(arguments.output, metrics=metrics, arguments=vars(arguments))
+    race(arguments)
 
 
 if __name__ == "__main__":

@@ -18,18 +18,17 @@ def speedrun_table() -> str:
     """Seconds of training to a likelihood, over seeds."""
     results = read_results(RESULTS / "speedrun.json")
     metrics, hardware = results["metrics"], results["hardware"]
-    rows = [
-        "| who | seconds | of the seeds | nats/token on validation | steps of 16x16 | learning rate | rates tried |"
-    ]
+    rows = ["| who | seconds | of the seeds | nats/token on validation | steps of 16x16 | learning rate | tried |"]
     rows.append("|---" * 7 + "|")
     for name, row in metrics["contestants"].items():
         seconds = ", ".join(f"{each:.0f}" for each in row["seconds"])
         nats = ", ".join(f"{each:.3f}" for each in row["validation_nats_per_token"])
-        steps = f"{row['steps']}, after {row['small_steps']} of 8x8" if row["small_steps"] else f"{row['steps']}"
-        rates = sorted({run["learning_rate"] for run in row["tried"]})
-        tried = ", ".join(f"{rate:g}" for rate in rates)
+        length = f"{row['steps']}, after {row['small_steps']} of 8x8" if row["small_steps"] else f"{row['steps']}"
+        tried = "; ".join(
+            f"{steps}: " + ", ".join(f"{rate:g}" for rate in rates) for steps, rates in _rates_tried(row["tried"])
+        )
         rows.append(
-            f"| {CONTESTANTS[name]} | **{row['median_seconds']:.0f}** | {seconds} | {nats} | {steps} "
+            f"| {CONTESTANTS[name]} | **{row['median_seconds']:.0f}** | {seconds} | {nats} | {length} "
             f"| {row['learning_rate']:g} | {tried} |"
         )
     layers, width, heads, batch = metrics["sizes"]
@@ -43,6 +42,14 @@ def speedrun_table() -> str:
     return "\n".join([*rows, "", note])
 
 
+def _rates_tried(runs: list[dict[str, Any]]) -> list[tuple[int, list[float]]]:
+    """The rates that were tried at every length."""
+    by_steps: dict[int, set[float]] = {}
+    for run in runs:
+        by_steps.setdefault(run["steps"], set()).add(run["learning_rate"])
+    return [(steps, sorted(rates)) for steps, rates in sorted(by_steps.items())]
+
+
 def speedrun_ratio() -> str:
     """How many times less time ours takes than the better peer."""
     metrics = read_results(RESULTS / "speedrun.json")["metrics"]
@@ -52,7 +59,7 @@ def speedrun_ratio() -> str:
 def trials_table() -> str:
     """Options that the package doesn't have, each on one small GPT, over seeds."""
     results = read_results(RESULTS / "option-trials.json")
-    metrics, arguments = results["metrics"], results["arguments"]
+    metrics = results["metrics"]
     rows = ["| option | nats/token on validation | its seeds | probe on test | its seeds |", "|---" * 5 + "|"]
     by_option: dict[str, list[dict[str, Any]]] = {}
     for run in sorted(metrics["runs"], key=lambda run: run["seed"]):
@@ -67,7 +74,7 @@ def trials_table() -> str:
     accuracy = by_option["nothing"][0]["probe"]["test_accuracy"]
     note = (
         f"A GPT of {layers} blocks, {width} wide, {heads} heads, with Muon and rotary positions; CIFAR-10 at 16x16, "
-        f"{arguments['steps']} steps of {batch} images, seeds {listed(results['seeds'].values())}. "
+        f"{metrics['steps']} steps of {batch} images, seeds {listed(results['seeds'].values())}. "
         f"{probe_note(metrics['probe_images'], accuracy)} "
         "[options.sh](runs/options.sh), [JSON](docs/results/option-trials.json)."
     )

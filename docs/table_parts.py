@@ -16,6 +16,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def best_accuracy(metrics: dict[str, Any]) -> float:
+    """Accuracy on test of a probe's best layer; of a masked model's, of the vote over its masks."""
+    return metrics["best"].get("ensemble_test_accuracy", metrics["best"]["test_accuracy"])
+
+
 def listed(values: Iterable[Any]) -> str:
     """Two values or more, in words."""
     return " and ".join(map(str, values))

@@ -39,7 +39,7 @@ from question_tables import (
     size_in_blocks,
     times_larger,
 )
-from table_parts import RESULTS, ROOT, percent
+from table_parts import RESULTS, ROOT, best_accuracy, percent
 from token_tables import bits_per_dim_table, palette_sweep_table, progressive_table, three_kinds_table, vqvae_table
 
 from hf_igpt.arguments import SHIPPED_RECIPES, shipped_recipes
@@ -104,7 +104,6 @@ def probes_table() -> str:
         results = read_results(RESULTS / f"{name}.json")
         metrics, probe = results["metrics"], results["probe"]
         best, pixels, layers = metrics["best"], metrics["pixels"], len(metrics["layers"]) - 1
-        accuracy = best.get("ensemble_test_accuracy", best["test_accuracy"])
         what = f"{probe['concatenate']} layers, " if probe["concatenate"] > 1 else ""
         what += {"lbfgs": "logistic regression", "attentive": "learned pooling"}[probe["solver"]]
         what += f", {best['ensemble_masks']} masks" if "ensemble_masks" in best else ""
@@ -112,7 +111,7 @@ def probes_table() -> str:
         read = f"{window[0]} to {window[-1]}" if len(window) > 1 else f"{window[0]}"
         rows.append(
             f"| `{results['checkpoint']['name'].split('/')[1]}`: {what} | {read} of {layers} "
-            f"| **{percent(accuracy)}** | {percent(pixels['test_accuracy']) if pixels else ''} "
+            f"| **{percent(best_accuracy(metrics))}** | {percent(pixels['test_accuracy']) if pixels else ''} "
             f"| [JSON](docs/results/{name}.json) |"
         )
         if metrics["low_data"]:

@@ -10,7 +10,8 @@ cd "$(dirname "$0")/.."
 # Our way once, as one would type it: small images, then large ones. Its palette and its tokens serve all contestants.
 images=(--dataset_name "${DATASET:-uoft-cs/cifar10}")
 small="$output/first-8x8" large="$output/first-16x16"
-hf-igpt pretrain cifar10-speedrun "${images[@]}" --image_size 8 --max_steps 250 --output_dir "$small"
+hf-igpt pretrain cifar10-speedrun "${images[@]}" --image_size 8 --max_steps 250 \
+    --warmup_epochs 0.018 --output_dir "$small"
 hf-igpt pretrain cifar10-speedrun "${images[@]}" --init_from "$small/model" --output_dir "$large"
 
 race() {

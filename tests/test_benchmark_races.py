@@ -1,12 +1,15 @@
 """The speedrun and the trials of options: what they record, who wins, and that no place sees what it predicts."""
 
+import argparse
 import json
 import math
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -45,9 +48,77 @@ def test_contestants_train_are_scored_on_every_pixel_and_never_twice(contestant,
     assert 0 < often["validation_nats_per_token"] < 5 < once["validation_nats_per_token"] < 1.2 * math.log(512)
     assert often["seconds"] > 0
     call(monkeypatch, "speedrun", *arguments, "--steps", 1, "--seeds", 0, 1)
-    runs = json.loads((tmp_path / "runs.json").read_text())["metrics"]["runs"]
+    results = json.loads((tmp_path / "runs.json").read_text())
+    runs = results["metrics"]["runs"]
     assert [(run["steps"], run["seed"]) for run in runs] == [(1, 0), (4, 0), (1, 1)]
-    assert runs[:2] == [once, often]
+    assert runs[:2] == [once, often] and results["seeds"] == {"run 0": 0, "run 1": 1}
+
+
+def test_ours_learns_small_images_first_and_has_the_sizes_of_its_peers(run, tmp_path, monkeypatch):
+    import speedrun
+
+    random = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(40):
+        pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    common = ("pretrain", "cifar10-speedrun", "--dataset_name", "images", "--max_steps", 1, "--sample_steps", 0)
+    common += ("--cpu_threads", 1, "--report_to", "none")
+    stages = [
+        run(*common, "--image_size", 8, "--output_dir", "small", cwd=tmp_path),
+        run(*common, "--init_from", "small/model", "--output_dir", "large", cwd=tmp_path),
+    ]
+    assert [stage.status for stage in stages] == [0, 0], [stage.stderr for stage in stages]
+    arguments = ["--contestant", "ours", "--learning_rate", 0.01, "--steps", 2, "--small_steps", 1, "--cpu_threads", 1]
+    for option, folder in (
+        ("tokens", "large"),
+        ("palette", "large"),
+        ("small_tokens", "small"),
+        ("small_palette", "small"),
+    ):
+        arguments += [f"--{option}", tmp_path / folder / ("tokens" if "tokens" in option else "model")]
+    call(monkeypatch, "speedrun", *arguments, "--output", tmp_path / "runs.json")
+    (found,) = json.loads((tmp_path / "runs.json").read_text())["metrics"]["runs"]
+    assert (found["steps"], found["small_steps"]) == (2, 1) and 0 < found["validation_nats_per_token"] < 8
+    assert len(found["stage_seconds"]) == 2 and found["seconds"] == pytest.approx(sum(found["stage_seconds"]))
+    monkeypatch.setattr(speedrun, "WIDTH", 32)
+    with pytest.raises(SystemExit, match="Recipe cifar10-speedrun has other sizes than its peers"):
+        call(monkeypatch, "speedrun", *arguments, "--output", tmp_path / "others.json")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--contestant", "plain", "--tokens", "a", "--steps", 1], "--contestant plain needs --learning_rate"),
+        (["--contestant", "native", "--small_steps", 1], "--contestant native needs --tokens"),
+        (["--summarize", "a.json"], "--summarize needs --target"),
+        (["--summarize", "a.json", "--target", 2, "--steps", 1], "--summarize has no use for --steps"),
+        (
+            ["--contestant", "plain", "--tokens", "a", "--steps", 1, "--learning_rate", 1, "--palette", "b"],
+            "--contestant plain has no use for --palette",
+        ),
+        (
+            ["--contestant", "ours", "--tokens", "a", "--steps", 1, "--learning_rate", 1],
+            "--contestant ours needs --palette",
+        ),
+    ],
+)
+def test_options_that_are_missing_or_of_no_use_are_named(arguments, message, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=message):
+        call(monkeypatch, "speedrun", *arguments, "--output", tmp_path / "out.json")
+
+
+def test_a_file_takes_no_runs_of_another_kind(tmp_path):
+    from resumed_runs import ResumedRuns
+
+    path = str(tmp_path / "runs.json")
+    finished = ResumedRuns(path, {"tokens": "a", "steps": 3})
+    finished.add({"seed": 1, "option": "x", "found": 2.0}, {"seeds": [1]})
+    again = ResumedRuns(path, {"tokens": "a", "steps": 3})
+    assert again.has({"seed": 1, "option": "x"}) and not again.has({"seed": 2, "option": "x"})
+    assert len(again.runs[0]["commit"]["sha"]) == 40
+    with pytest.raises(SystemExit, match="other tokens, steps than asked for. Choose another --output"):
+        ResumedRuns(path, {"tokens": "b", "steps": 4})
 
 
 def raced(path: Path, contestant: str, runs: list[tuple[float, int, int, float, float]], tokens: str = "a") -> Path:
@@ -113,6 +184,20 @@ def test_options_let_no_place_see_what_it_predicts(switches):
                 assert torch.allclose(before[: place + 1], after[: place + 1], atol=1e-5)
             else:
                 assert not torch.allclose(before[0], after[0], atol=1e-5)
+
+
+def test_trials_go_round_the_images_again(monkeypatch):
+    """More steps than an epoch has are trained, not cut off."""
+    import option_trials
+
+    seen = []
+    monkeypatch.setattr(
+        option_trials, "training_loss", lambda model, tokens, *_: seen.append(len(tokens)) or model.loss()
+    )
+    monkeypatch.setattr(option_trials.OptionGPT, "loss", lambda model: model.head.weight.sum(), raising=False)
+    arguments = argparse.Namespace(steps=4, learning_rate=0.1, matrix_learning_rate=0.1)
+    option_trials.train(torch.zeros(40, 9, dtype=torch.long), {}, arguments, seed=0)
+    assert seen == [option_trials.BATCH] * 4
 
 
 def test_trials_are_recorded_one_by_one_and_never_repeated(tokens, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The benchmarks' own code: what they record, on tiny models; their figures are not tested."""
 
+import importlib
 import json
 import shlex
 import subprocess
@@ -142,8 +143,6 @@ def finished_run(folder: Path, name: str, digest: str, nats: float, **options) -
 
 def compare(monkeypatch, script: str, runs: list[list[str]], folder: Path, picture: bool = True) -> dict:
     """What a comparison of runs writes."""
-    import importlib
-
     results, probes = zip(*runs, strict=True)
     files = ["--output", str(folder / "compared.json")]
     files += ["--picture", str(folder / "compared.png")] if picture else []
@@ -191,9 +190,64 @@ def test_options_are_compared_by_optimizer_positions_and_rate(tmp_path, monkeypa
     found = compare(monkeypatch, "options", runs, tmp_path, picture=False)["metrics"]["options"]
     assert {name: len(row["runs"]) for name, row in found.items()} == {
         "Adam, 0.003": 1,
-        "Muon and rotary positions, 0.01": 2,
+        "Muon and rotary positions (base 100), 0.01": 2,
     }
-    assert found["Muon and rotary positions, 0.01"]["nats_per_token"] == pytest.approx(2.1)
+    assert found["Muon and rotary positions (base 100), 0.01"]["nats_per_token"] == pytest.approx(2.1)
     with pytest.raises(SystemExit, match="hidden_size"):
         other = finished_run(tmp_path, "wide", "d", 4.5, hidden_size=64)
         compare(monkeypatch, "options", [*runs, other], tmp_path, picture=False)
+    with pytest.raises(SystemExit, match="Two runs of Adam, 0.003 have the seed 0"):
+        twice = finished_run(tmp_path, "adam-again", "e", 3.1)
+        compare(monkeypatch, "options", [*runs, twice], tmp_path, picture=False)
+    with pytest.raises(SystemExit, match="validated on different images"):
+        elsewhere = finished_run(tmp_path, "elsewhere", "f", 3.1, seed=1)
+        results = json.loads((tmp_path / "elsewhere" / "results.json").read_text())
+        results["metrics"]["validation"]["unigram_nats_per_token"] = 5.0
+        (tmp_path / "elsewhere" / "results.json").write_text(json.dumps(results))
+        compare(monkeypatch, "options", [*runs, elsewhere], tmp_path, picture=False)
+
+
+def test_small_images_first_count_their_flops_and_the_model_is_the_large_one(tmp_path, monkeypatch):
+    def trained(name: str, tokens: int, flops: float, parameters: int, nats: float, **options) -> str:
+        folder = finished_run(tmp_path, name, name, nats, **options)[0]
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        results["metrics"] |= {"training_flops": flops, "parameters": parameters}
+        results["metrics"]["validation"]["tokens_per_image"] = tokens
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+        return folder
+
+    def compared(*runs: str) -> dict:
+        output = str(tmp_path / "progressive.json")
+        monkeypatch.setattr(sys, "argv", ["progressive_resolution.py", "--results", *runs, "--output", output])
+        importlib.import_module("progressive_resolution").main()
+        return json.loads((tmp_path / "progressive.json").read_text())["metrics"]
+
+    small = trained("small-0", 64, 1000.0, 5, 3.5)
+    large = trained("large-0", 256, 9000.0, 7, 2.5, init_from="small-0/model", image_size=[16])
+    direct = trained("direct-0", 256, 10050.0, 7, 2.7, image_size=[16])
+    metrics = compared(small, large, direct)
+    assert metrics["parameters"] == 7 and metrics["tokens_per_image"] == 256
+    ways = metrics["ways"]
+    assert {way: row["nats_per_token"] for way, row in ways.items()} == {"direct": 2.7, "progressive": 2.5}
+    assert ways["progressive"]["runs"][0]["training_flops"] == 10000.0
+    with pytest.raises(SystemExit, match="differ in training FLOPs by more than 1 %"):
+        compared(small, large, trained("cheap-0", 256, 9800.0, 7, 2.7, image_size=[16]))
+    with pytest.raises(SystemExit, match="Every way needs the same seeds, got small .0.; progressive .0.; direct .1."):
+        compared(small, large, trained("direct-1", 256, 10050.0, 7, 2.7, image_size=[16], seed=1))
+    with pytest.raises(SystemExit, match="Two direct runs have the seed 0"):
+        compared(small, large, direct, trained("direct-again", 256, 10050.0, 7, 2.7, image_size=[16]))
+    with pytest.raises(SystemExit, match="learning_rate"):
+        compared(small, large, trained("other", 256, 10050.0, 7, 2.7, image_size=[16], learning_rate=0.1))
+
+
+SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py") if "def main(" in path.read_text())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_says_what_it_takes(script, monkeypatch, capsys):
+    if script == "checkpoint_chaos":
+        pytest.importorskip("ckpt_chaos", reason="pip install ckpt-chaos")
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(script).main()
+    assert ended.value.code == 0 and "--output" in capsys.readouterr().out

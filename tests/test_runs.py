@@ -1,9 +1,11 @@
 """Scripts in `runs`: what they start exists, with options that the commands take; nothing is started here."""
 
+import argparse
 import importlib
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -42,13 +44,39 @@ def start(tmp_path):
     return run
 
 
+class Parsed(Exception):
+    """A script has read its options."""
+
+
+def parse_only(script: Path, arguments: list[str], monkeypatch) -> None:
+    """Reads a script's options, and starts nothing. Raises SystemExit where it doesn't take them."""
+
+    def stop(parser, *_):
+        parse(parser)
+        raise Parsed
+
+    parse = argparse.ArgumentParser.parse_args
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(script.parent)
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        patch.setattr(sys, "argv", [str(script), *arguments])
+        with pytest.raises(Parsed):
+            importlib.import_module(script.stem).main()
+
+
+def test_a_wrong_option_of_a_script_is_found(monkeypatch):
+    with pytest.raises(SystemExit):
+        parse_only(ROOT / "benchmarks" / "options.py", ["--results", "a", "--probe_folders", "b"], monkeypatch)
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
-def test_everything_that_is_started_exists_and_takes_its_options(script, start):
+def test_everything_that_is_started_exists_and_takes_its_options(script, start, monkeypatch):
     status, started = start(script)
     assert status == 0 and started
     for program, first, *rest in started:
         if program == "python":
-            assert first == "-" or (ROOT / first).is_file()
+            if first != "-":
+                parse_only(ROOT / first, rest, monkeypatch)
         else:
             module = importlib.import_module(f"hf_igpt.commands.{first}")
             assert first in COMMANDS

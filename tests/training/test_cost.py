@@ -16,7 +16,7 @@ from hf_igpt.training.cost import (
     product_parameters,
     training_flops,
 )
-from hf_igpt.training.throughput import Throughput
+from hf_igpt.training.throughput import Throughput, training_seconds
 
 
 WINDOWED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 5}
@@ -104,6 +104,17 @@ def test_parameters_are_those_of_the_model(preset, options):
 def test_the_measured_peak_is_a_rate():
     peak = matmul_peak(torch.device("cpu"), torch.float32, size=64, seconds=0.02)
     assert 1e6 < peak < 1e15
+
+
+def test_training_takes_as_long_as_its_rates_and_its_last_steps_say():
+    log = [
+        {"step": 2, "images_per_second": 8.0},
+        {"step": 2, "eval_loss": 1.0},
+        {"step": 6, "images_per_second": 16.0},
+    ]
+    assert training_seconds(log, images_per_step=4) == 1.0 + 1.0
+    assert training_seconds([*log, {"step": 8, "train_loss": 1.0}], images_per_step=4) == 1.0 + 1.0 + 0.5
+    assert training_seconds([{"step": 8, "train_loss": 1.0}], images_per_step=4) is None
 
 
 def test_throughput_leaves_out_pauses(monkeypatch):

@@ -8,13 +8,18 @@ from typing import Any
 def training_seconds(log_history: Sequence[dict[str, Any]], images_per_step: int) -> float | None:
     """
     Time that a whole run's optimizer steps took, over all its sessions, from the rates in Trainer's log; without
-    validation, samples and saving. None where nothing was logged.
+    validation, samples and saving. Steps after the last rate count as much as those before it. None where nothing was
+    logged.
     """
-    seconds, before = None, 0
-    for entry in log_history:
-        if "images_per_second" in entry:
-            seconds = (seconds or 0.0) + (entry["step"] - before) * images_per_step / entry["images_per_second"]
-            before = entry["step"]
+    rates = [(entry["step"], entry["images_per_second"]) for entry in log_history if "images_per_second" in entry]
+    if not rates:
+        return None
+    # The log's last entry, of Trainer's end or of an evaluation, has the last step.
+    rates.append((log_history[-1]["step"], rates[-1][1]))
+    seconds, before = 0.0, 0
+    for step, images_per_second in rates:
+        seconds += (step - before) * images_per_step / images_per_second
+        before = step
     return seconds
 
 
