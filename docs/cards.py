@@ -37,12 +37,16 @@ RELEASED = {
             "cifar10-cpu-loss": "Loss over the steps",
         },
     ),
+    "cifar10-best-cpu": (
+        ("cifar10-best-cpu", "cifar10-best-cpu-test", "cifar10-best-cpu-probe", "cifar10-best-cpu-knn"),
+        {"cifar10-best-cpu-completions": "Test images: the upper half is given, four completions, original"},
+    ),
     "cifar10-masked-cpu": (
         ("cifar10-masked-cpu", "cifar10-masked-cpu-test", "cifar10-masked-cpu-probe"),
         {"cifar10-masked-cpu-samples": "Images that the model drew in 32 passes"},
     ),
 }
-DATASETS = {"cifar10-cpu": "uoft-cs/cifar10", "cifar10-masked-cpu": "uoft-cs/cifar10"}
+DATASETS = dict.fromkeys(("cifar10-cpu", "cifar10-best-cpu", "cifar10-masked-cpu"), "uoft-cs/cifar10")
 
 
 def card_path(recipe: str) -> Path:

@@ -28,7 +28,7 @@ from benchmark_tables import (
     scaling_table,
     windows_time_table,
 )
-from option_tables import speedrun_ratio, speedrun_table
+from option_tables import speedrun_ratio, speedrun_table, trials_table
 from published_table import published_table
 from question_tables import (
     best_layer,
@@ -55,14 +55,17 @@ from hf_igpt.training.throughput import training_seconds
 
 README = ROOT / "README.md"
 RECIPE_HEADER = ("Paper row", "Command", "Cost", "Expected")
-RUNS = ("digits", "digits-masked", "cifar10-cpu", "cifar10-masked-cpu")
+RUNS = ("digits", "digits-masked", "cifar10-cpu", "cifar10-best-cpu", "cifar10-masked-cpu")
 PROBES = (
     "digits-probe",
     "digits-probe-concatenated",
     "digits-probe-attentive",
     "cifar10-cpu-probe",
+    "cifar10-best-cpu-probe",
+    "cifar10-best-cpu-knn",
     "cifar10-masked-cpu-probe",
 )
+SOLVERS = {"lbfgs": "logistic regression", "knn": "nearest neighbours", "attentive": "learned pooling"}
 # Commands that take the options of pretrain beside their own.
 TAKING_PRETRAINS = ("plan", "palette_sweep")
 FINETUNED = ("digits-finetune", "digits-scratch", "cifar10-cpu-finetune", "cifar10-cpu-scratch")
@@ -105,7 +108,7 @@ def probes_table() -> str:
         metrics, probe = results["metrics"], results["probe"]
         best, pixels, layers = metrics["best"], metrics["pixels"], len(metrics["layers"]) - 1
         what = f"{probe['concatenate']} layers, " if probe["concatenate"] > 1 else ""
-        what += {"lbfgs": "logistic regression", "attentive": "learned pooling"}[probe["solver"]]
+        what += SOLVERS[probe["solver"]]
         what += f", {best['ensemble_masks']} masks" if "ensemble_masks" in best else ""
         window = layer_window(layers + 1, probe["concatenate"], best["layer"])
         read = f"{window[0]} to {window[-1]}" if len(window) > 1 else f"{window[0]}"
@@ -316,6 +319,8 @@ MARKED: dict[str, Callable[[], str]] = {
     "windows-time": windows_time_table,
     "hybrid-attention": partial(compared_runs_table, "hybrid-attention", "attention"),
     "runs": runs_table,
+    "option-runs": partial(compared_runs_table, "options", "options"),
+    "option-trials": trials_table,
     "speedrun": speedrun_table,
     "speedrun-ratio": speedrun_ratio,
     "resolution": resolution_table,
