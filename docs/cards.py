@@ -38,7 +38,13 @@ RELEASED = {
         },
     ),
     "cifar10-best-cpu": (
-        ("cifar10-best-cpu", "cifar10-best-cpu-test", "cifar10-best-cpu-probe", "cifar10-best-cpu-knn"),
+        (
+            "cifar10-best-cpu",
+            "cifar10-best-cpu-test",
+            "cifar10-best-cpu-probe",
+            "cifar10-best-cpu-knn",
+            "cifar10-best-cpu-finetune",
+        ),
         {"cifar10-best-cpu-completions": "Test images: the upper half is given, four completions, original"},
     ),
     "cifar10-masked-cpu": (

@@ -68,7 +68,13 @@ PROBES = (
 SOLVERS = {"lbfgs": "logistic regression", "knn": "nearest neighbours", "attentive": "learned pooling"}
 # Commands that take the options of pretrain beside their own.
 TAKING_PRETRAINS = ("plan", "palette_sweep")
-FINETUNED = ("digits-finetune", "digits-scratch", "cifar10-cpu-finetune", "cifar10-cpu-scratch")
+FINETUNED = (
+    "digits-finetune",
+    "digits-scratch",
+    "cifar10-cpu-finetune",
+    "cifar10-best-cpu-finetune",
+    "cifar10-cpu-scratch",
+)
 
 
 def results_table() -> str:
