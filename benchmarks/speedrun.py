@@ -220,11 +220,14 @@ def check(arguments: argparse.Namespace) -> None:
     """Raises SystemExit where an option is missing, or is one of another contestant."""
     of_all = ("contestant", "tokens", "learning_rate", "steps")
     of_ours = ("palette", "small_tokens", "small_palette", "small_steps")
-    wanted = ("target",) if arguments.summarize else of_all
-    if arguments.contestant == "ours":
-        wanted += of_ours
+    if arguments.summarize:
+        what, wanted = "--summarize", ("target",)
+    elif arguments.contestant is None:
+        raise SystemExit("Name a --contestant to run, or files to --summarize.")
+    else:
+        what = f"--contestant {arguments.contestant}"
+        wanted = of_all + of_ours if arguments.contestant == "ours" else of_all
     given = {name for name in (*of_all, *of_ours, "target") if getattr(arguments, name) is not None}
-    what = "--summarize" if arguments.summarize else f"--contestant {arguments.contestant}"
     if missing := [name for name in wanted if name not in given]:
         raise SystemExit(f"{what} needs --{missing[0]}.")
     if stray := sorted(given.difference(wanted)):

@@ -2,7 +2,7 @@
 
 import re
 
-from table_parts import RESULTS, ROOT, likelihood_and_probe, listed, percent, probe_note
+from table_parts import RESULTS, ROOT, best_accuracy, likelihood_and_probe, listed, percent, probe_note
 
 from hf_igpt.results import read_results
 
@@ -125,4 +125,4 @@ def runs_table() -> str:
 
 def best_layer(name: str) -> str:
     """Accuracy on test of the best layer in the results of a probe."""
-    return percent(read_results(RESULTS / f"{name}.json")["metrics"]["best"]["test_accuracy"])
+    return percent(best_accuracy(read_results(RESULTS / f"{name}.json")["metrics"]))

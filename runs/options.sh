@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # What Muon and rotary positions are worth at equal steps, beside Adam at several learning rates: CIFAR-10 at 16x16, 700
 # steps of a model of 6 blocks, with two seeds each, and a probe of each on 10,000 training and 10,000 test images; then
-# options that aren't in the package, each on a small GPT. Two hours on one CPU core. Run again, it redoes nothing that
-# is finished. OUTPUT chooses a folder, DATASET a copy of the images.
+# options that aren't in the package, each on a small GPT. Three hours and a half on one CPU core. Run again, it redoes
+# nothing that is finished. OUTPUT chooses a folder, DATASET a copy of the images.
 set -euo pipefail
 output="${OUTPUT:-outputs/options}"
 dataset="${DATASET:-uoft-cs/cifar10}"

@@ -91,7 +91,9 @@ def test_ours_learns_small_images_first_and_has_the_sizes_of_its_peers(run, tmp_
     [
         (["--contestant", "plain", "--tokens", "a", "--steps", 1], "--contestant plain needs --learning_rate"),
         (["--contestant", "native", "--small_steps", 1], "--contestant native needs --tokens"),
+        (["--tokens", "a"], "Name a --contestant to run, or files to --summarize"),
         (["--summarize", "a.json"], "--summarize needs --target"),
+        (["--summarize", "a.json", "--target", 2, "--contestant", "ours"], "--summarize has no use for --contestant"),
         (["--summarize", "a.json", "--target", 2, "--steps", 1], "--summarize has no use for --steps"),
         (
             ["--contestant", "plain", "--tokens", "a", "--steps", 1, "--learning_rate", 1, "--palette", "b"],
