@@ -1,11 +1,9 @@
 """
-Renders the model cards of the released recipes from the results in `docs/results/`: beside the checkpoints that lie in
-`checkpoints/`, and in `model_cards/` for the others.
+Renders the model cards of the released recipes in `model_cards/` from the results in `docs/results/`.
 
 python docs/cards.py
 """
 
-import os
 from pathlib import Path
 
 from hf_igpt.hub.card_facts import CardFacts, facts_of_run
@@ -14,6 +12,7 @@ from hf_igpt.hub.model_cards import model_card
 
 
 ROOT = Path(__file__).parents[1]
+CARDS = ROOT / "model_cards"
 # The results of each recipe, and pictures with their captions; both by the names that they have in `docs/`.
 RELEASED = {
     "digits": (
@@ -55,31 +54,24 @@ RELEASED = {
 DATASETS = dict.fromkeys(("cifar10-cpu", "cifar10-best-cpu", "cifar10-masked-cpu"), "uoft-cs/cifar10")
 
 
-def card_path(recipe: str) -> Path:
-    """Where the card of a recipe lies."""
-    checkpoint = ROOT / "checkpoints" / recipe
-    return checkpoint / "README.md" if checkpoint.is_dir() else ROOT / "model_cards" / f"{recipe}.md"
-
-
 def facts(recipe: str) -> CardFacts:
     """What the card of a recipe is rendered from."""
     names, pictures = RELEASED[recipe]
-    docs = os.path.relpath(ROOT / "docs", card_path(recipe).parent)
     results = [read_result(ROOT / "docs" / "results" / f"{name}.json") for name in names]
     return facts_of_run(
         recipe,
         results,
-        pictures={f"{docs}/images/{name}.png": caption for name, caption in pictures.items()},
+        pictures={f"../docs/images/{name}.png": caption for name, caption in pictures.items()},
         license="apache-2.0",
         dataset=DATASETS.get(recipe),
-        results_folder=f"{docs}/results",
+        results_folder="../docs/results",
     )
 
 
 def main() -> None:
     """Writes all cards."""
     for recipe in RELEASED:
-        model_card(facts(recipe)).save(card_path(recipe))
+        model_card(facts(recipe)).save(CARDS / f"{recipe}.md")
 
 
 if __name__ == "__main__":
