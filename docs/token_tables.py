@@ -5,14 +5,10 @@ from typing import Any
 
 from table_parts import RESULTS, ROOT
 
-from hf_igpt.data.options import token_layout
 from hf_igpt.data.token_store import token_hash_in
 from hf_igpt.results import read_results
 from hf_igpt.token_kinds_igpt import describe_tokens
-from hf_igpt.training.arguments import PretrainArguments
-from hf_igpt.training.cost import parameters
 from hf_igpt.training.palette_sweep import sweep_table
-from hf_igpt.training.pretraining import model_config
 from hf_igpt.training.throughput import training_seconds
 
 
@@ -128,10 +124,8 @@ def progressive_table() -> str:
         steps = " + ".join(f"{count:,} steps" for count in row["runs"][0]["optimizer_steps"])
         flops = f"{row['runs'][0]['training_flops']:.2e}"
         rows.append(f"| {names[way]} ({steps}) | **{row['nats_per_token']:.3f}** | {flops} | {seeds} |")
-    options = PretrainArguments(**results["arguments"])
-    count = parameters(model_config(options, token_layout(options)))
     note = (
-        f"CIFAR-10, a model of {count / 1e6:.2f}M parameters, the same palette. "
+        f"CIFAR-10, a model of {results['metrics']['parameters'] / 1e6:.2f}M parameters, the same palette. "
         "[progressive.sh](runs/progressive.sh), [JSON](docs/results/progressive.json)."
     )
     return "\n".join([*rows, "", note])
