@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Time to a validation likelihood on CIFAR-10 at 16x16 of transformers' ImageGPT under its Trainer, a plain GPT loop, and
-# ours, with nothing else on the machine: every contestant at several rates with one seed, then its best with three.
-# About an hour on two CPU cores. Run again, it redoes nothing that is finished. OUTPUT chooses a folder, DATASET a
-# copy of the images.
+# ours, with nothing else on the machine: every contestant at several rates and the peers at several lengths with one
+# seed, then the best of each with three. About an hour and three quarters on two CPU cores. Run again, it redoes nothing
+# that is finished. OUTPUT chooses a folder, DATASET a copy of the images.
 set -euo pipefail
 output="${OUTPUT:-outputs/speedrun}"
 cd "$(dirname "$0")/.."
@@ -17,22 +17,22 @@ hf-igpt pretrain cifar10-speedrun "${images[@]}" --init_from "$small/model" --ou
 race() {
     python benchmarks/speedrun.py --contestant "$1" --tokens "$large/tokens" --output "$output/$2.json" "${@:3}"
 }
-plain() { race plain "$1" --steps 700 "${@:2}"; }
-native() { race native "$1" --steps 700 "${@:2}"; }
+plain() { race plain "$@"; }
+native() { race native "$@"; }
 ours() {
     race ours "$1" --palette "$large/model" --small_tokens "$small/tokens" --small_palette "$small/model" \
         --small_steps 250 "${@:2}"
 }
 
-# Rates, with one seed.
+# Rates and lengths, with one seed. The best rates lie inside of what is tried.
 ours ours --steps 60 --learning_rate 0.006 0.01 0.015
-plain plain --learning_rate 0.004 0.006 0.008 0.012
-native native --learning_rate 0.004 0.006 0.009
+plain plain --steps 600 650 700 --learning_rate 0.008 0.012 0.018
+native native --steps 600 650 700 --learning_rate 0.0025 0.004 0.006
 # The best of each, in turn.
 for seed in 0 1 2; do
     ours ours-final --steps 80 --learning_rate 0.01 --seeds "$seed"
-    plain plain-final --learning_rate 0.012 --seeds "$seed"
-    native native-final --learning_rate 0.004 --seeds "$seed"
+    plain plain-final --steps 650 700 --learning_rate 0.012 --seeds "$seed"
+    native native-final --steps 700 --learning_rate 0.004 --seeds "$seed"
 done
 python benchmarks/speedrun.py --summarize "$output"/{native,plain,ours}{,-final}.json --target 2.86 \
     --output "$output/speedrun.json"
