@@ -17,8 +17,6 @@ hf-igpt pretrain cifar10-speedrun "${images[@]}" --init_from "$small/model" --ou
 race() {
     python benchmarks/speedrun.py --contestant "$1" --tokens "$large/tokens" --output "$output/$2.json" "${@:3}"
 }
-plain() { race plain "$@"; }
-native() { race native "$@"; }
 ours() {
     race ours "$1" --palette "$large/model" --small_tokens "$small/tokens" --small_palette "$small/model" \
         --small_steps 250 "${@:2}"
@@ -26,13 +24,13 @@ ours() {
 
 # Rates and lengths, with one seed. The best rates lie inside of what is tried.
 ours ours --steps 60 --learning_rate 0.006 0.01 0.015
-plain plain --steps 600 650 700 --learning_rate 0.008 0.012 0.018
-native native --steps 600 650 700 --learning_rate 0.0025 0.004 0.006
+race plain plain --steps 600 650 700 --learning_rate 0.008 0.012 0.018
+race native native --steps 600 650 700 --learning_rate 0.0025 0.004 0.006
 # The best of each, in turn.
 for seed in 0 1 2; do
     ours ours-final --steps 80 --learning_rate 0.01 --seeds "$seed"
-    plain plain-final --steps 650 700 --learning_rate 0.012 --seeds "$seed"
-    native native-final --steps 700 --learning_rate 0.004 --seeds "$seed"
+    race plain plain-final --steps 650 700 --learning_rate 0.012 --seeds "$seed"
+    race native native-final --steps 700 --learning_rate 0.004 --seeds "$seed"
 done
 python benchmarks/speedrun.py --summarize "$output"/{native,plain,ours}{,-final}.json --target 2.86 \
     --output "$output/speedrun.json"
