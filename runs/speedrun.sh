@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Time to a validation likelihood on CIFAR-10 at 16x16 of transformers' ImageGPT under its Trainer, a plain GPT loop, and
 # ours, with nothing else on the machine: every contestant at several rates and the peers at several lengths with one
-# seed, then the best of each with three. About an hour and three quarters on two CPU cores. Run again, it redoes nothing
+# seed, then the best of each with three. About an hour and a half on two CPU cores. Run again, it redoes nothing
 # that is finished. OUTPUT chooses a folder, DATASET a copy of the images.
 set -euo pipefail
 output="${OUTPUT:-outputs/speedrun}"
