@@ -43,7 +43,7 @@ def shortened(words: list[str]) -> list[str]:
 def workspace(run, tmp_path_factory):
     """A folder as a reader has it who has gone through the first page: a digit, a hole, images, the digits models."""
     folder = tmp_path_factory.mktemp("reader")
-    for name in ("recipes", "scripts", "runs", "docs"):
+    for name in ("checkpoints", "recipes", "scripts", "runs", "docs"):
         (folder / name).symlink_to(ROOT / name)
     random = np.random.default_rng(0)
     hole = np.zeros((8, 8), dtype=np.uint8)
@@ -105,7 +105,7 @@ def test_commands_options_and_files_named_exist(page, in_root):
             check_command(words if is_whole else [*words, "scripts/pretrain.py"])
         else:
             assert set(re.findall(r"(?<![\w-])--[a-z][\w-]*", span)) <= flags, span
-    folders = "app|benchmarks|docs|model_cards|recipes|runs|scripts|src|tests"
+    folders = "app|benchmarks|checkpoints|docs|model_cards|recipes|runs|scripts|src|tests"
     for name in re.findall(rf"(?<![\w./-])(?:{folders})/[\w./*-]*\w", prose_of(page)):
         assert (page.parent / name).exists() or list(ROOT.glob(name)), name
 
