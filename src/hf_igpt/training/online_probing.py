@@ -94,17 +94,7 @@ def train_online_probes(
     """
     split_batch(options)
     rates = options.rates(settings.solver)
-    probes = OnlineProbes(
-        model,
-        settings.num_classes,
-        settings.layers,
-        len(rates),
-        attentive=settings.solver == "attentive",
-        num_heads=options.pooling_heads,
-        concatenate=settings.concatenate,
-        normed=settings.normed,
-        seed=settings.seed,
-    ).to(model.device)
+    probes = _build_probes(model, settings, options, len(rates))
     batch_size = settings.batch_size or default_batch_size(model.config.n_positions, model.device.type)
     train = token_dataset(
         tokens["train"],
@@ -120,30 +110,18 @@ def train_online_probes(
         trainer = _build_trainer(probes, train, settings, options, rates, folder)
         train_to_the_end(trainer, "Give `--per_device_train_batch_size {smaller}`, or fewer `--layers`.")
 
-    def votes(split: str, number: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        mask = (number, settings.num_masks) if split == "test" else (0, 1)
-        options = {"masking": settings.masking, "mask": mask, "batch_size": batch_size}
-        return online_votes(probes, tokens[split], labels[split], **options)
-
-    right, nats = votes("validation")
-    accuracies = (right == labels["validation"]).mean(axis=-1)  # (rates, layers)
-    losses = nats.mean(axis=-1)
-    rows, chosen = [], []
-    for column, layer in enumerate(settings.layers):
-        rate = max(range(len(rates)), key=lambda row: (accuracies[row, column], -losses[row, column]))
-        chosen.append(rate)
-        rows.append(
-            {
-                "layer": layer,
-                "learning_rate": rates[rate],
-                "penalty": options.weight_decay,
-                "validation_accuracy": float(accuracies[rate, column]),
-                "validation_loss": float(losses[rate, column]),
-            }
+    def votes(split: str, mask: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        return online_votes(
+            probes, tokens[split], labels[split], masking=settings.masking, mask=mask, batch_size=batch_size
         )
 
+    predictions, nats = votes("validation", (0, 1))
+    chosen, rows = _choose_rates(
+        predictions == labels["validation"], nats, settings.layers, rates, options.weight_decay
+    )
+
     def predict(mask: int) -> np.ndarray:
-        predictions, _ = votes("test", mask)
+        predictions, _ = votes("test", (mask, settings.num_masks))
         return predictions[chosen, range(len(chosen))]
 
     add_test_accuracy(rows, predict, settings.num_masks, labels["test"], settings.num_classes, settings.seed)
@@ -154,6 +132,46 @@ def train_online_probes(
             best["learning_rate"],
         )
     return {"layers": rows, "best": best, "optimizer_steps": trainer.state.global_step}
+
+
+def _build_probes(
+    model: "ImageGPTPreTrainedModel", settings: OnlineProbeSettings, options: "OnlineProbeOptions", num_rates: int
+) -> OnlineProbes:
+    return OnlineProbes(
+        model,
+        settings.num_classes,
+        settings.layers,
+        num_rates,
+        attentive=settings.solver == "attentive",
+        num_heads=options.pooling_heads,
+        concatenate=settings.concatenate,
+        normed=settings.normed,
+        seed=settings.seed,
+    ).to(model.device)
+
+
+def _choose_rates(
+    right: np.ndarray, nats: np.ndarray, layers: Sequence[int], rates: Sequence[float], penalty: float
+) -> tuple[list[int], list[dict[str, Any]]]:
+    """
+    The rate of each layer, by its number, and what is reported of the layer. `right` and `nats` are of validation
+    images, (rates, layers, images).
+    """
+    accuracies, losses = right.mean(axis=-1), nats.mean(axis=-1)
+    chosen, rows = [], []
+    for column, layer in enumerate(layers):
+        rate = max(range(len(rates)), key=lambda row: (accuracies[row, column], -losses[row, column]))
+        chosen.append(rate)
+        rows.append(
+            {
+                "layer": layer,
+                "learning_rate": rates[rate],
+                "penalty": penalty,
+                "validation_accuracy": float(accuracies[rate, column]),
+                "validation_loss": float(losses[rate, column]),
+            }
+        )
+    return chosen, rows
 
 
 def _build_trainer(
