@@ -46,6 +46,7 @@ from hf_igpt.arguments import SHIPPED_RECIPES, shipped_recipes
 from hf_igpt.commands.main import COMMANDS, CONFIGURATIONS, SHARED_BY_PROCESSES
 from hf_igpt.configuration_igpt import ImageGPTConfig
 from hf_igpt.evaluation.features import layer_window
+from hf_igpt.measured import SOLVERS
 from hf_igpt.results import read_results
 from hf_igpt.training.attention_windows import attention_fields
 from hf_igpt.training.cost import parameters, training_flops
@@ -65,7 +66,6 @@ PROBES = (
     "cifar10-best-cpu-knn",
     "cifar10-masked-cpu-probe",
 )
-SOLVERS = {"lbfgs": "logistic regression", "knn": "nearest neighbours", "attentive": "learned pooling"}
 # Commands that take the options of pretrain beside their own.
 TAKING_PRETRAINS = ("plan", "palette_sweep")
 FINETUNED = (

@@ -1,10 +1,17 @@
-"""Fields of the results.json files that figures are drawn from, checked one by one."""
+"""Fields of the results.json files that figures are drawn from, checked one by one, and names of their values."""
 
 from dataclasses import dataclass
 from typing import Any
 
 
 OBJECTIVES = {"next_pixel": "next pixel", "masked": "masked"}
+# How a probe was fitted, in the words of cards and tables.
+SOLVERS = {
+    "lbfgs": "logistic regression",
+    "sgd": "linear probe by SGD",
+    "knn": "nearest neighbours",
+    "attentive": "learned pooling",
+}
 
 
 @dataclass(frozen=True)

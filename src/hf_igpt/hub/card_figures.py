@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_igpt.hub.evidence import Result
+from hf_igpt.measured import SOLVERS
 
 
 GENERATION, CLASSIFICATION = "unconditional-image-generation", "image-classification"
 _BOUND = "upper bound on the negative log-likelihood"
-_SOLVERS = {"lbfgs": "Logistic regression", "sgd": "Linear probe by SGD", "attentive": "Attentive probe"}
 
 
 @dataclass(frozen=True)
@@ -98,5 +98,5 @@ def _accuracy(what: str, share: float, of_model: bool = True) -> Figure:
 def solver(result: Result) -> str:
     """How a probe was fitted, in words."""
     probe = result.content["probe"]
-    name = _SOLVERS.get(probe["solver"], probe["solver"])
+    name = SOLVERS.get(probe["solver"], probe["solver"])
     return f"{name} on {probe['concatenate']} layers" if probe.get("concatenate", 1) > 1 else name

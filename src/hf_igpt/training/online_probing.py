@@ -126,11 +126,7 @@ def train_online_probes(
 
     add_test_accuracy(rows, predict, settings.num_masks, labels["test"], settings.num_classes, settings.seed)
     best = best_row(rows)
-    if len(rates) > 1 and best["learning_rate"] in (min(rates), max(rates)):
-        logger.warning(
-            "The best probe has learning rate %g, at an end of those tried: give `--learning_rates` beyond it.",
-            best["learning_rate"],
-        )
+    _warn_at_an_end(best["learning_rate"], rates)
     return {"layers": rows, "best": best, "optimizer_steps": trainer.state.global_step}
 
 
@@ -172,6 +168,13 @@ def _choose_rates(
             }
         )
     return chosen, rows
+
+
+def _warn_at_an_end(best: float, rates: Sequence[float]) -> None:
+    if len(rates) > 1 and best in (min(rates), max(rates)):
+        logger.warning(
+            "The best probe has learning rate %g, at an end of those tried: give `--learning_rates` beyond it.", best
+        )
 
 
 def _build_trainer(
