@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_igpt.commands.probe import STORED_SOLVERS
 from hf_igpt.figures import FIGURES, save_bars, save_checkpoints, save_layer_curve, save_layers
-from hf_igpt.measured import Measured
+from hf_igpt.measured import SHORT_SOLVERS, SOLVERS, Measured
+from hf_igpt.training.online_probe_arguments import ONLINE_SOLVERS
 
 
 def probe(name="outputs/run/model", objective="next_pixel", peak=0.9, best=2, step=None, loss=2.0, **metrics) -> dict:
@@ -229,3 +231,8 @@ def test_what_could_not_be_told_apart(tmp_path):
     with pytest.raises(ValueError, match="do not compare"):
         save_checkpoints([Measured(probe()), Measured(probe(objective="masked"))], tmp_path / "f.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_every_solver_of_probe_has_a_name_in_figures_cards_and_tables():
+    solvers = {*STORED_SOLVERS, *ONLINE_SOLVERS}
+    assert set(SHORT_SOLVERS) == set(SOLVERS) == solvers

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hf_igpt.measured import OBJECTIVES, Measured
+from hf_igpt.measured import OBJECTIVES, SHORT_SOLVERS, Measured
 from hf_igpt.storage import atomic_path
 
 
@@ -12,12 +12,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SOLVERS = {
-    "lbfgs": "linear probe",
-    "sgd": "linear probe (SGD)",
-    "knn": "nearest neighbours",
-    "attentive": "attentive",
-}
 # What must be the same of the probes of one curve.
 _PROTOCOL = ("solver", "pooling", "norm", "concatenate", "standardize", "fitted_on")
 _STEP_LABELS = 6
@@ -82,7 +76,7 @@ def _solvers(measured: Sequence[Measured]) -> str:
 
 def _solver(item: Measured) -> str:
     solver = item.get("probe.solver", str)
-    return _SOLVERS.get(solver, solver)
+    return SHORT_SOLVERS.get(solver, solver)
 
 
 def _draw_pixels(axes: "Axes", curves: list[dict[str, Any]]) -> None:

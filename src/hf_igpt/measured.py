@@ -12,6 +12,13 @@ SOLVERS = {
     "knn": "nearest neighbours",
     "attentive": "learned pooling",
 }
+# And where a figure has little room.
+SHORT_SOLVERS = {
+    "lbfgs": "linear probe",
+    "sgd": "linear probe (SGD)",
+    "knn": "nearest neighbours",
+    "attentive": "attentive",
+}
 
 
 @dataclass(frozen=True)
