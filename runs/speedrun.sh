@@ -22,10 +22,11 @@ ours() {
         --small_steps 250 "${@:2}"
 }
 
-# Rates and lengths, with one seed. The best rates lie inside of what is tried.
+# Rates and lengths, with one seed.
 ours ours --steps 60 --learning_rate 0.006 0.01 0.015
 race plain plain --steps 600 650 700 --learning_rate 0.008 0.012 0.018
-race native native --steps 600 650 700 --learning_rate 0.0025 0.004 0.006
+race plain plain --steps 700 --learning_rate 0.006 0.024
+race native native --steps 600 650 700 --learning_rate 0.0025 0.004 0.006 0.009
 # The best of each, in turn.
 for seed in 0 1 2; do
     ours ours-final --steps 80 --learning_rate 0.01 --seeds "$seed"
